@@ -1,0 +1,256 @@
+"""Molecular dynamics of many small systems in one batch, with the teacher or with a student.
+
+Sampling needs many short, independent trajectories of systems of 3 to 200 atoms. One at a time they leave a GPU
+idle; as one graph with many components they run at the speed of one large system.
+
+Units: Angstrom, eV, amu, fs for times at the interface; the integrator works in ASE's units.
+Cells are orthorhombic, `box` [B, 3]; an infinite box is an open boundary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+
+FAR = 1.0e6  # Angstrom, the box length that stands for an open boundary
+
+
+class Batch:
+    """Positions, species and boxes of B systems, atoms one after another.
+
+    numbers [N] int64, positions [N, 3] float64, box [B, 3] float64, system [N] int64 (the system of each atom).
+    """
+
+    def __init__(self, frames: list[Atoms], device: str):
+        counts = torch.tensor([len(atoms) for atoms in frames])
+        self.frames = frames
+        self.size = len(frames)
+        self.device = device
+        self.counts = counts.to(device)
+        self.system = torch.repeat_interleave(torch.arange(self.size), counts).to(device)
+        self.first = (torch.cumsum(counts, 0) - counts).to(device)
+        self.numbers = torch.tensor(np.concatenate([a.numbers for a in frames]), dtype=torch.long, device=device)
+        self.masses = torch.tensor(np.concatenate([a.get_masses() for a in frames]), device=device)[:, None]
+        self.positions = torch.tensor(np.concatenate([a.positions for a in frames]), device=device)
+        boxes = []
+        for atoms in frames:
+            lengths = atoms.cell.lengths()
+            if atoms.pbc.any() and not np.allclose(atoms.cell.array, np.diag(lengths)):
+                raise ValueError(f"expected an orthorhombic cell, got {atoms.cell.array.tolist()}")
+            boxes.append(np.where(atoms.pbc, lengths, FAR))
+        self.box = torch.tensor(np.array(boxes), device=device)
+        self.periodic = self.box[:, 0] < FAR
+
+    def neighbors(self, cutoff: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """All ordered pairs (i, j, image) closer than `cutoff`: edge_index [2, E] and unit_shifts [E, 3].
+
+        The vector of an edge is x_j + shift * box - x_i. Every image is found, also in boxes smaller than the
+        cutoff: pairs are first brought to their nearest image, then all shifts that can still be inside are tried.
+        """
+        width = int(self.counts.max())
+        slot = torch.arange(width, device=self.device)
+        filled = slot[None] < self.counts[:, None]  # [B, width]
+        index = (self.first[:, None] + slot[None]).clamp_max(len(self.numbers) - 1)
+        padded = self.positions[index]  # [B, width, 3]
+        box = self.box[:, None, None, :]
+        delta = padded[:, None, :, :] - padded[:, :, None, :]  # [B, i, j, 3] = x_j - x_i
+        wrap = -torch.round(delta / box)
+        delta = delta + wrap * box
+        pair = filled[:, :, None] & filled[:, None, :]
+        distinct = pair & ~torch.eye(width, dtype=torch.bool, device=self.device)
+        reach = torch.floor(cutoff / self.box + 0.5).amax(0).long().tolist()
+        edges, shifts = [], []
+        for image in np.ndindex(*(2 * n + 1 for n in reach)):
+            image = torch.tensor([k - n for k, n in zip(image, reach)], device=self.device, dtype=delta.dtype)
+            home = not image.any()
+            squared = (delta + image * box).square().sum(-1)
+            inside = (squared < cutoff**2) & (distinct if home else pair)
+            b, i, j = torch.nonzero(inside, as_tuple=True)
+            edges.append(torch.stack([self.first[b] + i, self.first[b] + j]))
+            shifts.append(wrap[b, i, j] + image)
+        return torch.cat(edges, 1), torch.cat(shifts)
+
+    def snapshot(self, energy: torch.Tensor, forces: torch.Tensor, **info) -> list[Atoms]:
+        """The current state as ASE frames (positions not wrapped, so that molecules stay whole)."""
+        positions, boxes = self.positions.cpu().numpy(), self.box.cpu().numpy()
+        energy, forces = energy.detach().cpu().numpy(), forces.detach().cpu().numpy()
+        result = []
+        for b, (frame, first) in enumerate(zip(self.frames, self.first.tolist())):
+            atoms = frame.copy()
+            part = slice(first, first + len(frame))
+            atoms.positions = positions[part]
+            if frame.pbc.any():
+                atoms.cell = np.diag(boxes[b])
+            atoms.info.update(info)
+            atoms.calc = SinglePointCalculator(atoms, energy=float(energy[b]), forces=forces[part])
+            result.append(atoms)
+        return result
+
+
+class Potential:
+    """Energy [B] (eV), forces [N, 3] (eV/A) and pressure [B] (eV/A^3) of a batch, over a neighbour list with a skin."""
+
+    cutoff: float
+    skin = 1.0
+
+    def __init__(self):
+        self.listed_at = None
+
+    def edges(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Neighbours within cutoff + skin; built anew once an atom has moved half a skin or a box has changed."""
+        stale = (
+            self.listed_at is None
+            or self.listed_at.shape != batch.positions.shape
+            or bool(((self.listed_at - batch.positions).norm(dim=1).max() > 0.4 * self.skin))
+            or bool(((self.listed_box / batch.box - 1).abs().max() > 0.005))
+        )
+        if stale:
+            self.listed_at, self.listed_box = batch.positions.clone(), batch.box.clone()
+            self.list = batch.neighbors(self.cutoff + self.skin)
+        return self.list
+
+
+def _close(batch: Batch, edge_index, unit_shifts, cutoff):
+    """The edges that are inside `cutoff` now, and their lengths."""
+    shifts = unit_shifts * batch.box[batch.system[edge_index[0]]]
+    lengths = (batch.positions[edge_index[1]] - batch.positions[edge_index[0]] + shifts).norm(dim=1)
+    inside = lengths < cutoff
+    return edge_index[:, inside], unit_shifts[inside], lengths[inside]
+
+
+class Teacher(Potential):
+    """SO3LR over a whole batch. `dtype` float32 moves atoms; labels are made in float64 by mlff.train.label."""
+
+    def __init__(self, device: str, dtype=torch.float32):
+        super().__init__()
+        from mlff.train.label import so3lr
+
+        calculator, self.provenance = so3lr(device)
+        self.model = calculator.models[0].to(dtype)
+        self.dtype = dtype
+        self.cutoff = float(self.provenance["long_range_cutoff_A"])
+
+    def __call__(self, batch: Batch):
+        torch.set_default_dtype(self.dtype)  # the teacher makes its constants in the default type
+        far = _close(batch, *self.edges(batch), self.cutoff)
+        near = far[2] < float(self.model.r_max)
+        cell = torch.diag_embed(torch.where(batch.box < FAR, batch.box, torch.ones_like(batch.box))).to(self.dtype)
+        zeros = torch.zeros(batch.size, device=batch.device, dtype=self.dtype)
+        data = {
+            "positions": batch.positions.to(self.dtype).clone(),
+            "node_attrs": torch.nn.functional.one_hot(batch.numbers - 1, 118).to(self.dtype),
+            "atomic_numbers": batch.numbers,
+            "edge_index": far[0][:, near],
+            "unit_shifts": far[1][near].to(self.dtype),
+            "edge_index_lr": far[0],
+            "unit_shifts_lr": far[1].to(self.dtype),
+            "cell": cell.reshape(-1, 3),
+            "batch": batch.system,
+            "ptr": torch.cat([batch.first, batch.counts.sum()[None]]),
+            "head": torch.zeros(batch.size, dtype=torch.long, device=batch.device),
+            "total_charge": zeros,
+            "total_spin": zeros,
+        }
+        out = self.model(data, compute_stress=True)
+        torch.set_default_dtype(torch.float32)
+        pressure = -out["stress"].detach().diagonal(dim1=-2, dim2=-1).mean(-1).double()
+        return out["energy"].detach().double(), out["forces"].detach().double(), pressure
+
+
+class Student(Potential):
+    """A PaiNN of this package, in eager PyTorch with forces by autograd."""
+
+    def __init__(self, model: torch.nn.Module, device: str):
+        super().__init__()
+        self.model = model.to(device).requires_grad_(False)
+        self.cutoff = float(model.config.cutoff)
+        self.dtype = next(model.parameters()).dtype
+
+    def __call__(self, batch: Batch):
+        edge_index, unit_shifts, _ = _close(batch, *self.edges(batch), self.cutoff)
+        positions = batch.positions.clone().requires_grad_()
+        shifts = unit_shifts * batch.box[batch.system[edge_index[0]]]
+        vectors = positions[edge_index[1]] + shifts - positions[edge_index[0]]
+        energies = self.model(batch.numbers, edge_index, vectors.to(self.dtype))
+        energy = torch.zeros(batch.size, dtype=torch.float64, device=batch.device)
+        energy.index_add_(0, batch.system, energies.double())
+        forces, along = torch.autograd.grad(energy.sum(), (positions, vectors))
+        virial = torch.zeros_like(energy).index_add_(
+            0, batch.system[edge_index[0]], -(along * vectors.detach()).sum(1).double()
+        )
+        pressure = virial / (3.0 * batch.box.prod(1))
+        return energy.detach(), -forces, pressure
+
+
+def relax(batch: Batch, potential: Potential, steps: int, longest: float = 0.05) -> None:
+    """Walk downhill by at most `longest` Angstrom a step: takes the worst contacts out of packed structures."""
+    for _ in range(steps):
+        _, forces, _ = potential(batch)
+        step = 0.01 * forces
+        norm = step.norm(dim=1, keepdim=True)
+        batch.positions += step * (longest / norm.clamp_min(longest))
+
+
+class Langevin:
+    """Langevin dynamics of all systems at their own temperatures, splitting BAOAB (Leimkuhler, Matthews 2013).
+
+    Friction 0 is velocity Verlet (NVE). With `pressure` (bar) periodic boxes follow an isotropic stochastic cell
+    rescaling (Bernetti, Bussi 2020), every `barostat_stride` steps.
+    """
+
+    barostat_stride = 10
+
+    def __init__(self, batch, potential, temperatures, timestep=0.5, friction=0.01, pressure=None, tau=500.0, seed=0):
+        self.batch, self.potential = batch, potential
+        self.generator = torch.Generator(device=batch.device).manual_seed(seed)
+        self.dt = timestep * units.fs
+        self.damp = float(np.exp(-friction / units.fs * self.dt))
+        self.pressure = None if pressure is None else pressure * 1e5 * units.Pascal
+        self.tau = tau * units.fs
+        self.set_temperatures(temperatures)
+        self.velocities = self._noise() * (self.kT / batch.masses).sqrt()
+        self.energy, self.forces, self.virial_pressure = potential(batch)
+
+    def set_temperatures(self, temperatures) -> None:
+        self.temperatures = torch.as_tensor(temperatures, dtype=torch.float64, device=self.batch.device)
+        self.kT = (units.kB * self.temperatures)[self.batch.system][:, None]
+
+    def _noise(self) -> torch.Tensor:
+        shape, device = self.batch.positions.shape, self.batch.device
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device=device)
+
+    def kinetic(self) -> torch.Tensor:
+        """Kinetic energy [B] in eV."""
+        each = 0.5 * (self.batch.masses * self.velocities.square()).sum(1)
+        return torch.zeros_like(self.energy).index_add_(0, self.batch.system, each)
+
+    def step(self, count: int) -> None:
+        batch = self.batch
+        for n in range(count):
+            self.velocities += 0.5 * self.dt * self.forces / batch.masses
+            batch.positions += 0.5 * self.dt * self.velocities
+            if self.damp < 1.0:
+                thermal = ((1.0 - self.damp**2) * self.kT / batch.masses).sqrt()
+                self.velocities = self.damp * self.velocities + thermal * self._noise()
+            batch.positions += 0.5 * self.dt * self.velocities
+            self.energy, self.forces, self.virial_pressure = self.potential(batch)
+            self.velocities += 0.5 * self.dt * self.forces / batch.masses
+            if self.pressure is not None and n % self.barostat_stride == 0:
+                self._rescale_cells()
+
+    def _rescale_cells(self) -> None:
+        batch = self.batch
+        volume = batch.box.prod(1)
+        kT = units.kB * self.temperatures
+        compressibility = 4.5e-5 / (1e5 * units.Pascal)  # of liquid water, per bar
+        ratio = compressibility * self.dt * self.barostat_stride / self.tau
+        pressure = self.virial_pressure + 2.0 * self.kinetic() / (3.0 * volume)
+        noise = torch.randn(batch.size, generator=self.generator, dtype=torch.float64, device=batch.device)
+        strain = -ratio * (self.pressure - pressure) + (2.0 * kT * ratio / volume).sqrt() * noise
+        strain = strain.clamp(-0.01, 0.01)  # of the logarithm of the volume
+        scale = torch.where(batch.periodic, (strain / 3.0).exp(), torch.ones_like(strain))[:, None]
+        batch.box = torch.where(batch.periodic[:, None], batch.box * scale, batch.box)
+        batch.positions = batch.positions * scale[batch.system]
+        self.velocities = self.velocities / scale[batch.system]
