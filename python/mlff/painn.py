@@ -232,3 +232,9 @@ def load_checkpoint(path) -> PaiNN:
     except RuntimeError as e:
         raise ValueError(f"{path}: the weights do not fit the configuration {header['config']}: {e}") from e
     return model
+
+
+def read_record(checkpoint) -> Dict:
+    """The training record beside a checkpoint (same name, ending .json); empty if there is none."""
+    record = Path(checkpoint).with_suffix(".json")
+    return json.loads(record.read_text()) if record.is_file() else {}
