@@ -1,0 +1,53 @@
+"""Fixtures for all tests. Structures come from structures.py, models and their float64 results from reference.py."""
+
+from pathlib import Path
+from typing import Callable
+
+import pytest
+import torch
+from reference import random_model
+
+from mlff.painn import PaiNN
+
+torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session", params=[(16, 1), (16, 2), (32, 3)], ids=lambda p: f"features{p[0]}-layers{p[1]}")
+def model(request) -> PaiNN:
+    """Random float32 models with one, two and three layers; a test that takes this fixture runs for each."""
+    return random_model(*request.param)
+
+
+@pytest.fixture(scope="session")
+def save_payload(tmp_path_factory) -> Callable[[PaiNN], Path]:
+    """Writes a model to a bare payload file, once per model, and returns the path."""
+    from mlff.export import build_payload
+
+    folder, paths = tmp_path_factory.mktemp("payloads"), {}
+
+    def save(model: PaiNN) -> Path:
+        if id(model) not in paths:
+            path = folder / f"model{len(paths)}.mlff"
+            path.write_bytes(build_payload(model, {"teacher": "random weights, for tests"}))
+            paths[id(model)] = (path, model)  # holding the model keeps its id taken
+        return paths[id(model)][0]
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def model_file(model, save_payload) -> Path:
+    """The file of the model of the fixture ``model``."""
+    return save_payload(model)

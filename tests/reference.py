@@ -1,0 +1,51 @@
+"""Random small models and their float64 results: what every engine and kernel is compared with."""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from mlff.neighbors import Neighbors, find_neighbors
+from mlff.painn import PaiNN, PaiNNConfig, energy_and_gradient, forces_and_virial
+
+SHIFTS = {"H": -13.6, "C": -1029.5, "O": -2041.3}  # eV: as large as those of real models, so that lost digits show
+
+
+def random_model(features: int = 32, layers: int = 3, species=("H", "C", "O"), cutoff: float = 5.0, seed: int = 0) -> PaiNN:
+    """A float32 model with random weights: biases are not zero, forces are a few eV/Angstrom, as in real molecules."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = PaiNN(PaiNNConfig(species=list(species), features=features, layers=layers, n_radial=12, cutoff=cutoff))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.ndim < 2:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            model.readout["w2"].mul_(0.2)
+            model.shift.copy_(torch.tensor([SHIFTS.get(x, -100.0) for x in species], dtype=torch.float64))
+    return model.requires_grad_(False)
+
+
+class Results(NamedTuple):
+    """energy in eV, energies [N], forces [N, 3] in eV/Angstrom, virial [3, 3] in eV (stress = -virial / volume)."""
+
+    energy: float
+    energies: np.ndarray
+    forces: np.ndarray
+    virial: np.ndarray
+    neighbors: Neighbors
+
+
+def neighbors_of(atoms: Atoms, cutoff: float) -> Neighbors:
+    return find_neighbors(atoms.positions, cutoff, atoms.cell.array, atoms.pbc)
+
+
+def reference(model: PaiNN, atoms: Atoms) -> Results:
+    """Float64 results of the plain PyTorch model with its analytic gradient."""
+    neighbors = neighbors_of(atoms, model.config.cutoff)
+    numbers = torch.as_tensor(atoms.numbers, dtype=torch.long)
+    with torch.no_grad():
+        energies, gradient = energy_and_gradient(copy.deepcopy(model).double(), numbers, neighbors.edges, neighbors.vectors)
+        forces, virial = forces_and_virial(gradient, neighbors.edges, neighbors.vectors, len(atoms))
+    return Results(float(energies.sum()), energies.numpy(), forces.numpy(), virial.numpy(), neighbors)
