@@ -121,6 +121,7 @@ class PaiNN(nn.Module):
         """
         config, dtype = self.config, self.embedding.dtype
         species = self.species_index(atomic_numbers)
+        edge_vectors = edge_vectors.to(torch.float64)
         d64 = torch.linalg.vector_norm(edge_vectors, dim=-1)
         unit = (edge_vectors / d64.unsqueeze(-1)).to(dtype)
         basis, _ = radial_basis(d64.to(dtype), config.cutoff, config.n_radial)
@@ -132,9 +133,8 @@ class PaiNN(nn.Module):
             else:
                 s, v = message(source_features(s, **layer.source), v, s, edges, unit, basis, layer.filter)
             s, v = update(s, v, **layer.update)
-        pair = self.pair_table[species[edges[0]], species[edges[1]]]
-        pair_energy, _ = repulsion(d64.to(pair.dtype), pair)
-        energy = readout(s, **self.readout).to(torch.float64) + self.shift[species]
+        pair_energy, _ = repulsion(d64, self.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
+        energy = readout(s, **self.readout).to(torch.float64) + self.shift[species].to(torch.float64)
         return energy.index_add(0, edges[0], pair_energy)
 
 
@@ -166,7 +166,7 @@ def energy_and_gradient(model: PaiNN, atomic_numbers: Tensor, edges: Tensor, edg
             inputs.append((s_mid, v_mid, x, v, s))
         s, v = update(s_mid, v_mid, **layer.update)
     pair_energy, pair_slope = repulsion(d64, model.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
-    energy = (readout(s, **model.readout).to(torch.float64) + model.shift[species]).index_add(0, edges[0], pair_energy)
+    energy = (readout(s, **model.readout).to(torch.float64) + model.shift[species].to(torch.float64)).index_add(0, edges[0], pair_energy)
 
     r = model.readout
     g_s, g_v = readout_backward(s, r["w1"], r["b1"], r["w2"]), torch.zeros_like(v)
