@@ -44,7 +44,9 @@ def cpu_plan(config: PaiNNConfig) -> Plan:
             plan.stage("exchange", [x])
             plan.stage("message", [x, s, w + "filter", *EDGE, "unit", "basis", s_mid, v_mid])
         s, v = plan.buffer(f"s{layer}", "local", f), plan.buffer(f"v{layer}", "local", 3 * f)
-        plan.stage("update", [s_mid, v_mid, *(w + f"update.{p}" for p in ("vu", "w1", "b1", "w2", "b2")), s, v])
+        weights = [w + f"update.{p}" for p in ("vu", "w1", "b1", "w2", "b2")]
+        kept = [plan.buffer(f"{b}{layer}", "local", width) for b, width in (("pq", 6 * f), ("norm", f), ("hidden", f), ("a", 3 * f))]
+        plan.stage("update", [s_mid, v_mid, *weights, s, v, *kept])
     readout = [f"readout.{p}" for p in ("w1", "b1", "w2", "b2")]
     plan.stage("readout", [f"s{n - 1}", "species", *readout, "shift", "atom_energy"])
     plan.stage("repulsion", ["species", *EDGE, "distance", "pair_table", "atom_energy"])
@@ -55,8 +57,8 @@ def cpu_plan(config: PaiNNConfig) -> Plan:
     plan.stage("readout_backward", [f"s{n - 1}", "species", *readout[:3], g], backward=True)
     for layer in reversed(range(n)):
         w = f"layers.{layer}."
-        update = [w + f"update.{p}" for p in ("vu", "w1", "b1", "w2", "b2")]
-        plan.stage("update_backward", [f"s_mid{layer}", f"v_mid{layer}", *update, g], backward=True)
+        kept = [f"{b}{layer}" for b in ("pq", "norm", "hidden", "a")]
+        plan.stage("update_backward", [*(w + f"update.{p}" for p in ("vu", "w1", "w2")), *kept, g], backward=True)
         if layer == 0:
             geometry = [*EDGE, "unit", "distance", "basis", "slope"]
             plan.stage("message_first_backward", [g, w + "q_s", w + "q_v", "species", *geometry, "gradient"], backward=True)
