@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: GPL-2.0-only
+   LAMMPS pair style of mlff. Copyright (C) the mlff authors. See pair_mlff.h and LICENSE. */
+
+#include "pair_mlff.h"
+
+#include "../plugin/mlff.h"
+#include "describe.h"
+#include "elements.h"
+
+#include "atom.h"
+#include "comm.h"
+#include "error.h"
+#include "force.h"
+#include "memory.h"
+#include "neigh_list.h"
+#include "neighbor.h"
+#include "update.h"
+#include "utils.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+using namespace LAMMPS_NS;
+
+// e N_A / 4184, exact in the 2019 SI, as in python/mlff/units.py. LAMMPS's own rounded factor (23.060549) differs in the eighth digit,
+// which would show in energies of thousands of eV per atom.
+static constexpr double KCAL_PER_MOL_PER_EV = 96.48533212331002 / 4.184;
+
+// Largest piece of a file that is broadcast at a time: counts in MPI are int.
+static constexpr size_t BROADCAST_BYTES = size_t(1) << 30;
+
+struct PairMLFF::Core {
+  std::string file;    // as the user gave it
+  mlff_model *model = nullptr;
+  mlff_system *system = nullptr;
+  double energy_unit = 1.0;             // of LAMMPS, per eV
+  std::vector<int> species_of_type;     // of the model, -1: NULL
+  std::vector<int> atomic_number_of_type;
+
+  // what the core was given at the last update_neighbors()
+  int n_local = -1;
+  std::vector<int> types;    // [n_total]
+  std::vector<int32_t> species, neighbors;
+  std::vector<int64_t> offsets;
+
+  // results, with room for the largest system so far
+  std::vector<double> forces, atom_energy, atom_virial;
+
+  // the exchange that is under way
+  float *rows = nullptr;
+  int width = 0;
+
+  ~Core()
+  {
+    mlff_system_free(system);
+    mlff_model_free(model);
+  }
+};
+
+/* ---------------------------------------------------------------------- */
+
+PairMLFF::PairMLFF(LAMMPS *lmp) : Pair(lmp)
+{
+  single_enable = 0;
+  restartinfo = 0;    // like all many-body styles: pair_style and pair_coeff are given again after read_restart
+  one_coeff = 1;
+  manybody_flag = 1;
+  reinitflag = 0;
+  no_virial_fdotr_compute = 1;
+  centroidstressflag = CENTROID_NOTAVAIL;
+  unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
+}
+
+PairMLFF::~PairMLFF()
+{
+  if (allocated) {
+    memory->destroy(setflag);
+    memory->destroy(cutsq);
+  }
+}
+
+/* ----------------------------------------------------------------------
+   pair_style mlff model.pt [device auto|cpu] [check yes|no]
+------------------------------------------------------------------------- */
+
+void PairMLFF::settings(int narg, char **arg)
+{
+  if (narg < 1) error->all(FLERR, "Pair style mlff needs a model file: pair_style mlff model.pt [device auto|cpu] [check yes|no]");
+
+  bool check = false;
+  for (int iarg = 1; iarg < narg; iarg += 2) {
+    const std::string keyword = arg[iarg];
+    if (keyword != "device" && keyword != "check")
+      error->all(FLERR, "Pair style mlff has the keywords device and check, got {}", keyword);
+    if (iarg + 1 == narg) error->all(FLERR, "Pair style mlff: keyword {} needs a value", keyword);
+    const std::string value = arg[iarg + 1];
+    if (keyword == "check")
+      check = utils::logical(FLERR, value, false, lmp);
+    else if (value != "auto" && value != "cpu")
+      error->all(FLERR, "Pair style mlff: device must be auto or cpu, this version has no other; got {}", value);
+  }
+
+  // a second pair_style mlff without another style between them comes to the same object: start afresh
+  if (allocated)
+    for (int i = 1; i <= atom->ntypes; i++)
+      for (int j = 1; j <= atom->ntypes; j++) setflag[i][j] = 0;
+  core = std::make_unique<Core>();
+
+  load(arg[0]);
+  comm_forward = mlff_model_max_exchange_width(core->model) / 2;    // two floats travel as one double
+  if (check) self_check();
+}
+
+/* ----------------------------------------------------------------------
+   read the file on rank 0 only, hand the same bytes to the core on every rank
+------------------------------------------------------------------------- */
+
+void PairMLFF::load(const char *file)
+{
+  core->file = file;
+  std::vector<char> bytes;
+  std::string problem;
+  bigint size = -1;
+  if (comm->me == 0) {
+    const std::string path = utils::get_potential_file_path(file);
+    std::error_code failed;
+    if (path.empty())
+      problem = "no such model file, or not readable";
+    else if (!std::filesystem::is_regular_file(path, failed))
+      problem = "not a file";
+    else {
+      bytes.resize(std::filesystem::file_size(path, failed));
+      std::ifstream stream(path, std::ios::binary);
+      if (!stream.read(bytes.data(), bytes.size()))
+        problem = "could not be read";
+      else
+        size = bytes.size();
+    }
+  }
+  MPI_Bcast(&size, 1, MPI_LMP_BIGINT, 0, world);
+  if (size < 0) error->all(FLERR, "Pair style mlff: {}: {}", file, problem);
+
+  bytes.resize(size);
+  for (size_t start = 0; start < bytes.size(); start += BROADCAST_BYTES)
+    MPI_Bcast(&bytes[start], int(std::min(BROADCAST_BYTES, bytes.size() - start)), MPI_BYTE, 0, world);
+
+  int status = mlff_model_load_memory(bytes.data(), bytes.size(), &core->model);
+  if (status == MLFF_OK) status = mlff_system_create(core->model, "cpu", &core->system);
+  if (status == MLFF_OK) status = mlff_system_set_exchange(core->system, &PairMLFF::exchange, this);
+  int worst;
+  MPI_Allreduce(&status, &worst, 1, MPI_INT, MPI_MAX, world);
+  if (worst != MLFF_OK)
+    error->all(FLERR, "Pair style mlff: {}: {}", file, status ? mlff_last_error() : "could not be loaded on another rank");
+
+  if (comm->me == 0) {
+    std::string elements;
+    for (int i = 0; i < mlff_model_n_species(core->model); i++)
+      elements += std::string(" ") + ELEMENTS[mlff_model_atomic_numbers(core->model)[i]].symbol;
+    utils::logmesg(lmp, "mlff {}: {}: {}; elements{}, cutoff {:.6g} A, sha256 {:.12}, cpu with {} thread(s) per rank\n", mlff_version(),
+                   file, describe_model(mlff_model_header(core->model)), elements, mlff_model_cutoff(core->model),
+                   mlff_model_sha256(core->model), comm->nthreads);
+  }
+}
+
+/* ----------------------------------------------------------------------
+   compare with the reference structures in the file, on rank 0
+------------------------------------------------------------------------- */
+
+void PairMLFF::self_check()
+{
+  std::string problem;
+  int status = MLFF_OK;
+  if (comm->me == 0) {
+    double energy_error = 0.0, force_error = 0.0;
+    status = mlff_model_self_check(core->model, "cpu", &energy_error, &force_error);
+    if (status == MLFF_OK)
+      utils::logmesg(lmp, "mlff {}: self-check passed: largest deviation {:.2g} eV/atom, {:.2g} eV/Angstrom\n", mlff_version(),
+                     energy_error, force_error);
+    else
+      problem = mlff_last_error();
+  }
+  MPI_Bcast(&status, 1, MPI_INT, 0, world);
+  if (status != MLFF_OK) error->all(FLERR, "Pair style mlff: {}: self-check failed: {}", core->file, problem);
+}
+
+/* ----------------------------------------------------------------------
+   pair_coeff * * O H ...
+------------------------------------------------------------------------- */
+
+void PairMLFF::coeff(int narg, char **arg)
+{
+  const int n = atom->ntypes;
+  const bool metal = strcmp(update->unit_style, "metal") == 0;
+  if (!metal && strcmp(update->unit_style, "real") != 0)
+    error->all(FLERR, "Pair style mlff needs units metal or real, got {}", update->unit_style);
+  core->energy_unit = metal ? 1.0 : KCAL_PER_MOL_PER_EV;
+
+  if (narg < 2 || strcmp(arg[0], "*") != 0 || strcmp(arg[1], "*") != 0)
+    error->all(FLERR, "Pair style mlff needs one pair_coeff for all types: pair_coeff * * and an element or NULL for each of the {} types", n);
+  if (narg - 2 != n)
+    error->all(FLERR, "Pair style mlff: pair_coeff must name an element or NULL for each of the {} atom types, got {}", n, narg - 2);
+
+  if (!allocated) {
+    memory->create(setflag, n + 1, n + 1, "pair:setflag");
+    memory->create(cutsq, n + 1, n + 1, "pair:cutsq");
+    allocated = 1;
+  }
+
+  std::string known;
+  for (int i = 0; i < mlff_model_n_species(core->model); i++)
+    known += std::string(" ") + ELEMENTS[mlff_model_atomic_numbers(core->model)[i]].symbol;
+
+  core->species_of_type.assign(n + 1, -1);
+  core->atomic_number_of_type.assign(n + 1, 0);
+  for (int type = 1; type <= n; type++) {
+    const char *name = arg[type + 1];
+    if (strcmp(name, "NULL") == 0) continue;
+    for (int z = 1; z <= MAX_ATOMIC_NUMBER; z++)
+      if (strcmp(name, ELEMENTS[z].symbol) == 0) core->atomic_number_of_type[type] = z;
+    core->species_of_type[type] = mlff_model_species_of(core->model, core->atomic_number_of_type[type]);
+    if (core->species_of_type[type] < 0)
+      error->all(FLERR, "Pair style mlff: {} knows the elements{}; pair_coeff names {} for type {}", core->file, known, name, type);
+  }
+
+  for (int i = 1; i <= n; i++)
+    for (int j = 1; j <= n; j++) setflag[i][j] = core->species_of_type[i] >= 0 && core->species_of_type[j] >= 0;
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairMLFF::init_style()
+{
+  if (!force->newton_pair) error->all(FLERR, "Pair style mlff needs newton pair on: forces on ghost atoms must go home");
+
+  if (comm->me == 0 && atom->mass)
+    for (int type = 1; type <= atom->ntypes; type++) {
+      const int z = core->atomic_number_of_type[type];
+      if (z && atom->mass_setflag[type] && std::fabs(atom->mass[type] - ELEMENTS[z].mass) > 0.5)
+        error->warning(FLERR, "Pair style mlff: atom type {} has the mass {:.6g}, but pair_coeff says {} ({:.6g})", type, atom->mass[type],
+                       ELEMENTS[z].symbol, ELEMENTS[z].mass);
+    }
+
+  mlff_system_set_threads(core->system, comm->nthreads);
+  core->n_local = -1;    // the first compute() of every run asks for the neighbour list
+  neighbor->add_request(this, NeighConst::REQ_FULL);
+}
+
+double PairMLFF::init_one(int, int)
+{
+  return mlff_model_cutoff(core->model);
+}
+
+/* ---------------------------------------------------------------------- */
+
+void PairMLFF::compute(int eflag, int vflag)
+{
+  ev_init(eflag, vflag);
+
+  const int n_local = atom->nlocal, n_total = n_local + atom->nghost;
+  // types can change without a new neighbour list (fix atom/swap)
+  if (neighbor->ago == 0 || n_local != core->n_local || size_t(n_total) != core->types.size() ||
+      !std::equal(core->types.begin(), core->types.end(), atom->type))
+    update_neighbors();
+
+  auto grown = [](std::vector<double> &buffer, size_t size) {
+    if (buffer.size() < size) buffer.resize(size + size / 8);
+    return buffer.data();
+  };
+  double energy = 0.0, w[6] = {};
+  mlff_results results{};
+  results.forces = grown(core->forces, 3 * size_t(n_total) + 1);
+  if (eflag_global) results.energy = &energy;
+  if (eflag_atom) results.atom_energy = grown(core->atom_energy, size_t(n_local) + 1);
+  if (vflag_global) results.virial = w;
+  if (vflag_atom) results.atom_virial = grown(core->atom_virial, 6 * size_t(n_total) + 1);
+
+  const double *positions = n_total ? atom->x[0] : results.forces;    // never a null pointer
+  if (mlff_system_compute(core->system, positions, &results) != MLFF_OK)
+    error->one(FLERR, "Pair style mlff, step {}: {}", update->ntimestep, mlff_last_error());
+
+  const double unit = core->energy_unit;
+  double *f = n_total ? atom->f[0] : nullptr;
+  for (size_t k = 0; k < 3 * size_t(n_total); k++) f[k] += unit * results.forces[k];
+  if (eflag_global) eng_vdwl += unit * energy;
+  if (vflag_global)
+    for (int k = 0; k < 6; k++) virial[k] += unit * w[k];
+  if (eflag_atom)
+    for (int i = 0; i < n_local; i++) eatom[i] += unit * results.atom_energy[i];
+  if (vflag_atom)
+    for (size_t k = 0; k < 6 * size_t(n_total); k++) vatom[0][k] += unit * results.atom_virial[k];
+}
+
+/* ----------------------------------------------------------------------
+   hand species and LAMMPS's full neighbour list to the core
+------------------------------------------------------------------------- */
+
+void PairMLFF::update_neighbors()
+{
+  const int n_local = atom->nlocal, n_total = n_local + atom->nghost;
+  core->n_local = n_local;
+  core->types.assign(atom->type, atom->type + n_total);
+  core->species.resize(n_total + 1);
+  for (int i = 0; i < n_total; i++) core->species[i] = core->species_of_type[atom->type[i]];
+  const int32_t *species = core->species.data();
+  if (atom->molecular == Atom::MOLECULAR) refuse_excluded_pairs();
+
+  // under hybrid the list has some of the atoms only: the others get an empty row
+  auto &offsets = core->offsets;
+  offsets.assign(n_local + 1, 0);
+  for (int ii = 0; ii < list->inum; ii++) {
+    const int i = list->ilist[ii];
+    if (species[i] < 0) continue;
+    for (int jj = 0; jj < list->numneigh[i]; jj++) offsets[i + 1] += species[list->firstneigh[i][jj] & NEIGHMASK] >= 0;
+  }
+  for (int i = 0; i < n_local; i++) offsets[i + 1] += offsets[i];
+
+  core->neighbors.resize(offsets[n_local] + 1);
+  for (int ii = 0; ii < list->inum; ii++) {
+    const int i = list->ilist[ii];
+    if (species[i] < 0) continue;
+    int32_t *row = &core->neighbors[offsets[i]];
+    for (int jj = 0; jj < list->numneigh[i]; jj++) {
+      const int j = list->firstneigh[i][jj] & NEIGHMASK;
+      if (species[j] >= 0) *row++ = j;
+    }
+  }
+
+  if (mlff_system_set_atoms(core->system, n_local, n_total, species) != MLFF_OK ||
+      mlff_system_set_neighbors(core->system, offsets.data(), core->neighbors.data()) != MLFF_OK)
+    error->one(FLERR, "Pair style mlff, step {}: {}", update->ntimestep, mlff_last_error());
+}
+
+/* ----------------------------------------------------------------------
+   bonded atoms whose special_bonds weights are zero are missing from LAMMPS's neighbour list, and would be in the model
+------------------------------------------------------------------------- */
+
+void PairMLFF::refuse_excluded_pairs()
+{
+  for (int i = 0; i < atom->nlocal; i++) {
+    if (core->species[i] < 0) continue;
+    int m = 0;
+    for (int kind = 0; kind < 3; kind++)
+      for (; m < atom->nspecial[i][kind]; m++) {
+        const int j = neighbor->special_flag[kind + 1] == 0 ? atom->map(atom->special[i][m]) : -1;
+        if (j >= 0 && core->species[j] >= 0)
+          error->one(FLERR, "Pair style mlff: special_bonds leaves the pair of atoms {} and {} out of the neighbor list, which the model "
+                            "needs: use special_bonds lj/coul 1.0 1.0 1.0", atom->tag[i], atom->tag[j]);
+      }
+  }
+}
+
+/* ----------------------------------------------------------------------
+   fill the ghost rows of a feature table: called by the core, between layers
+------------------------------------------------------------------------- */
+
+int PairMLFF::exchange(void *self, float *rows, int width)
+{
+  auto *pair = static_cast<PairMLFF *>(self);
+  const int widest = pair->comm_forward;    // LAMMPS sizes its buffers by it
+  if (width % 2 || width / 2 > widest) return 1;
+  pair->core->rows = rows;
+  pair->core->width = width;
+  pair->comm_forward = width / 2;
+  pair->comm->forward_comm(pair);
+  pair->comm_forward = widest;
+  return 0;
+}
+
+int PairMLFF::pack_forward_comm(int n, int *list, double *buf, int, int *)
+{
+  const size_t width = core->width, bytes = width * sizeof(float);
+  for (int i = 0; i < n; i++) std::memcpy(buf + i * (width / 2), core->rows + list[i] * width, bytes);
+  return n * int(width / 2);
+}
+
+void PairMLFF::unpack_forward_comm(int n, int first, double *buf)
+{
+  std::memcpy(core->rows + first * size_t(core->width), buf, n * size_t(core->width) * sizeof(float));
+}
+
+double PairMLFF::memory_usage()
+{
+  double bytes = Pair::memory_usage();
+  if (core)
+    bytes += mlff_system_bytes(core->system) + core->neighbors.capacity() * sizeof(int32_t) + core->offsets.capacity() * sizeof(int64_t) +
+        (core->types.capacity() + core->species.capacity()) * sizeof(int) +
+        (core->forces.capacity() + core->atom_energy.capacity() + core->atom_virial.capacity()) * sizeof(double);
+  return bytes;
+}
