@@ -5,10 +5,16 @@ Importing the package is cheap: torch and the engines are imported by the module
 """
 
 from pathlib import Path
+from typing import List
 
 __version__ = "0.1.0"
 
 _STUDENTS = Path(__file__).parent / "students"
+
+
+def pretrained_names() -> List[str]:
+    """Names of the shipped students."""
+    return sorted(path.stem for path in _STUDENTS.glob("*.safetensors"))
 
 
 def pretrained(name: str) -> Path:
@@ -17,7 +23,6 @@ def pretrained(name: str) -> Path:
     Raises:
         ValueError: no student of that name; the message lists those that are shipped.
     """
-    names = sorted(path.stem for path in _STUDENTS.glob("*.safetensors"))
-    if name not in names:
-        raise ValueError(f"no shipped model is called {name!r}; there are: {', '.join(names) or 'none'}")
+    if name not in pretrained_names():
+        raise ValueError(f"no shipped model is called {name!r}; there are: {', '.join(pretrained_names()) or 'none'}")
     return _STUDENTS / f"{name}.safetensors"
