@@ -17,9 +17,6 @@ from torch import Tensor
 from .filter import cutoff_envelope
 from .units import BOHR_ANGSTROM, COULOMB_EV_ANGSTROM
 
-ZBL_COEFFICIENTS = (0.18175, 0.50986, 0.28022, 0.02817)
-ZBL_EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)
-
 
 def zbl_pair_table(atomic_numbers: Tensor) -> Tensor:
     """Constants of every pair of elements.
@@ -49,10 +46,10 @@ def repulsion(d: Tensor, pair: Tensor) -> Tuple[Tensor, Tensor]:
     """
     prefactor, inverse_length, radius = pair[:, 0], pair[:, 1], pair[:, 2]
     phi, dphi = torch.zeros_like(d), torch.zeros_like(d)
-    for k in range(4):
-        term = ZBL_COEFFICIENTS[k] * torch.exp(-ZBL_EXPONENTS[k] * inverse_length * d)
+    for coefficient, exponent in ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162)):
+        term = coefficient * torch.exp(-exponent * inverse_length * d)
         phi = phi + term
-        dphi = dphi - ZBL_EXPONENTS[k] * inverse_length * term
+        dphi = dphi - exponent * inverse_length * term
     x = torch.clamp(d / radius, max=1.0)
     f, df = cutoff_envelope(x, 1.0)
     energy = prefactor * phi / d * f

@@ -18,6 +18,11 @@ from .message import silu_slope
 NORM_EPSILON = 1e-8  # keeps the norm differentiable at v = 0, as in SchNetPack
 
 
+def channel_norm(p: Tensor, epsilon: float = NORM_EPSILON) -> Tensor:
+    """Length [N, F] of each vector of p [N, 3, F]."""
+    return torch.sqrt((p * p).sum(1) + epsilon)
+
+
 def update(s: Tensor, v: Tensor, vu: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tuple[Tensor, Tensor]:
     """New s [N, F] and v [N, 3, F].
 
@@ -27,7 +32,7 @@ def update(s: Tensor, v: Tensor, vu: Tensor, w1: Tensor, b1: Tensor, w2: Tensor,
         w1, b1, w2, b2: [2F, F], [F], [F, 3F], [3F].
     """
     p, q = torch.chunk(v @ vu, 2, dim=-1)
-    norm = torch.sqrt((p * p).sum(1) + NORM_EPSILON)
+    norm = channel_norm(p)
     a_ss, a_vv, a_sv = torch.chunk(silu(torch.cat([s, norm], dim=-1) @ w1 + b1) @ w2 + b2, 3, dim=-1)
     return s + a_ss + a_sv * (p * q).sum(1), v + a_vv.unsqueeze(1) * q
 
@@ -38,7 +43,7 @@ def update_backward(
     """Gradients with respect to the inputs s and v of :func:`update`, given those with respect to its outputs."""
     n_features = s.shape[1]
     p, q = torch.chunk(v @ vu, 2, dim=-1)
-    norm = torch.sqrt((p * p).sum(1) + NORM_EPSILON)
+    norm = channel_norm(p)
     h = torch.cat([s, norm], dim=-1) @ w1 + b1
     _, a_vv, a_sv = torch.chunk(silu(h) @ w2 + b2, 3, dim=-1)
     g_a = torch.cat([g_s, (g_v * q).sum(1), g_s * (p * q).sum(1)], dim=-1)
