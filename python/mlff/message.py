@@ -133,7 +133,7 @@ def message_first_backward(
 ) -> Tensor:
     """Gradient of :func:`message_first` with respect to the edge vectors r_ij [E, 3], in eV/Angstrom."""
     n, k = species.shape[0], basis.shape[1]
-    g_moments = torch.cat([(g_s @ q_s.t()).unsqueeze(1), g_v @ q_v.t()], dim=1).reshape(n, 4, -1, k)
+    g_moments = torch.cat([(g_s @ q_s.t()).unsqueeze(1), g_v @ q_v.t()], dim=1).reshape(n, 4, q_s.shape[0] // k, k)
     g = g_moments[edges[0], :, species[edges[1]]]
     g_d = ((g[:, 0] + (unit.unsqueeze(-1) * g[:, 1:]).sum(1)) * slope).sum(-1)
     g_unit = (g[:, 1:] * basis.unsqueeze(1)).sum(-1)

@@ -226,11 +226,15 @@ def load_checkpoint(path) -> PaiNN:
         raise ValueError(
             f"{path}: expected architecture painn, version {CHECKPOINT_VERSION}; got {header.get('architecture')}, {header.get('version')}"
         )
-    model = PaiNN(PaiNNConfig(**header["config"]))
+    try:
+        model = PaiNN(PaiNNConfig(**header["config"]))
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{path}: the configuration is not one of PaiNNConfig: {e}") from e
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:
-        raise ValueError(f"{path}: the weights do not fit the configuration {header['config']}: {e}") from e
+        reasons = " ".join(str(e).split())
+        raise ValueError(f"{path}: the weights do not fit the configuration {header['config']}: {reasons}") from e
     return model
 
 
