@@ -44,20 +44,34 @@ inline void source_features_backward(const StageCall &call) {
   });
 }
 
-// kEdges filter values at once, so that a weight that is loaded serves all of them.
-constexpr int kEdges = 4;
+// Filter values of kEdges edges at once, so that a weight that is loaded serves all of them, and a basis value all three blocks.
+constexpr int kEdges = kLanes == 16 ? 4 : 2;
 
-// out[q] = sum_k rows[q][k] weight[k], for kLanes channels; `stride` separates the rows k of the weight.
-inline void filter_values(const float *const *rows, const float *weight, int64_t n_rows, int64_t stride, Vec *out) {
-  Vec a0{}, a1{}, a2{}, a3{};
-  for (int64_t k = 0; k < n_rows; ++k) {
-    const Vec w = load(weight + k * stride);
-    a0 += rows[0][k] * w;
-    a1 += rows[1][k] * w;
-    a2 += rows[2][k] * w;
-    a3 += rows[3][k] * w;
+// The columns c .. c + kLanes of the three blocks of a filter weight [K, 3F], next to each other: [K, 3, kLanes]. (In place, rows
+// 3F apart fall on a few sets of the L1 cache and evict each other.)
+inline void pack_filter(const float *weight, int64_t k, int64_t f, int64_t c, std::vector<float> &packed) {
+  packed.resize(k * 3 * kLanes);
+  for (int64_t r = 0; r < k; ++r)
+    for (int part = 0; part < 3; ++part) store(packed.data() + (3 * r + part) * kLanes, load(weight + (3 * r + part) * f + c));
+}
+
+// out[part][q] = sum_k rows[q k] packed[k, part]: q counts edges, and rows past the last edge repeat it.
+inline void filter_values(const float *rows, int n, const float *packed, int64_t k, Vec out[3][kEdges]) {
+  const float *edge[kEdges];
+  for (int q = 0; q < kEdges; ++q) edge[q] = rows + std::min(q, n - 1) * k;
+  Vec sums[3][kEdges] = {};
+  for (int64_t r = 0; r < k; ++r) {
+    const Vec w0 = load(packed + 3 * r * kLanes), w1 = load(packed + (3 * r + 1) * kLanes), w2 = load(packed + (3 * r + 2) * kLanes);
+#pragma GCC unroll 4
+    for (int q = 0; q < kEdges; ++q) {
+      const float b = edge[q][r];
+      sums[0][q] += b * w0;
+      sums[1][q] += b * w1;
+      sums[2][q] += b * w2;
+    }
   }
-  out[0] = a0, out[1] = a1, out[2] = a2, out[3] = a3;
+#pragma GCC unroll 4
+  for (int q = 0; q < kEdges; ++q) out[0][q] = sums[0][q], out[1][q] = sums[1][q], out[2][q] = sums[2][q];
 }
 
 inline void message(const StageCall &call) {
@@ -68,23 +82,21 @@ inline void message(const StageCall &call) {
   const float *unit = call.arg<const float>(5), *basis = call.arg<const float>(6);
   float *s_out = call.arg<float>(7), *v_out = call.arg<float>(8);
   for_blocks(call.n_local, kEdgeBlock, call.threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const float *own = x + i * 6 * f + 3 * f;
-      for (int64_t c = 0; c < f; c += kLanes) {
+    std::vector<float> packed;
+    for (int64_t c = 0; c < f; c += kLanes) {
+      pack_filter(filter, k, f, c, packed);
+      for (int64_t i = begin; i < end; ++i) {
+        const float *own = x + i * 6 * f + 3 * f + c;
         Vec sum_s = load(s + i * f + c);
-        Vec sum_v[3] = {load(own + c), load(own + f + c), load(own + 2 * f + c)};
+        Vec sum_v[3] = {load(own), load(own + f), load(own + 2 * f)};
         for (int64_t e = offsets[i]; e < offsets[i + 1]; e += kEdges) {
           const int n = static_cast<int>(std::min<int64_t>(kEdges, offsets[i + 1] - e));
-          const float *rows[kEdges];
-          for (int q = 0; q < kEdges; ++q) rows[q] = basis + (e + std::min(q, n - 1)) * k;
-          Vec w_s[kEdges], w_vs[kEdges], w_vv[kEdges];
-          filter_values(rows, filter + c, k, 3 * f, w_s);
-          filter_values(rows, filter + f + c, k, 3 * f, w_vs);
-          filter_values(rows, filter + 2 * f + c, k, 3 * f, w_vv);
+          Vec w[3][kEdges];
+          filter_values(basis + e * k, n, packed.data(), k, w);
           for (int q = 0; q < n; ++q) {
             const float *x_j = x + neighbors[e + q] * 6 * f + c, *u = unit + 3 * (e + q);
-            const Vec m_vs = w_vs[q] * load(x_j + f), m_vv = w_vv[q] * load(x_j + 2 * f);
-            sum_s += w_s[q] * load(x_j);
+            const Vec m_vs = w[1][q] * load(x_j + f), m_vv = w[2][q] * load(x_j + 2 * f);
+            sum_s += w[0][q] * load(x_j);
             for (int a = 0; a < 3; ++a) sum_v[a] += u[a] * m_vs + m_vv * load(x_j + (3 + a) * f);
           }
         }
@@ -112,43 +124,32 @@ inline void message_backward(const StageCall &call) {
   float *g_x = call.arg<float>(9);
   double *gradient = call.arg<double>(10);
   for_blocks(call.n_local, kEdgeBlock, call.threads, [&](int64_t begin, int64_t end) {
-    int64_t most = 0;
-    for (int64_t j = begin; j < end; ++j) most = std::max(most, offsets[j + 1] - offsets[j]);
-    std::vector<float> sums(4 * kLanes * most);  // per edge: dE/dd and dE/du, not yet summed over the lanes
-    for (int64_t j = begin; j < end; ++j) {
-      const int64_t first = offsets[j], last = offsets[j + 1];
-      std::fill_n(sums.data(), 4 * kLanes * (last - first), 0.0f);
-      for (int64_t c = 0; c < f; c += kLanes) {
+    const int64_t first = offsets[begin], last = offsets[end];
+    std::vector<float> packed, sums(4 * kLanes * (last - first));  // per edge dE/dd and dE/du, not yet summed over the lanes
+    for (int64_t c = 0; c < f; c += kLanes) {
+      pack_filter(filter, k, f, c, packed);
+      for (int64_t j = begin; j < end; ++j) {
         const float *x_j = x + j * 6 * f + c;
         const Vec x_s = load(x_j), x_vs = load(x_j + f), x_vv = load(x_j + 2 * f);
         const Vec v[3] = {load(x_j + 3 * f), load(x_j + 4 * f), load(x_j + 5 * f)};
         Vec g_s{}, g_vs{}, g_vv{}, g_v[3] = {};
-        for (int64_t e = first; e < last; e += kEdges) {
-          const int n = static_cast<int>(std::min<int64_t>(kEdges, last - e));
-          const float *rows[kEdges], *slopes[kEdges];
-          for (int q = 0; q < kEdges; ++q) {
-            rows[q] = basis + (e + std::min(q, n - 1)) * k;
-            slopes[q] = slope + (e + std::min(q, n - 1)) * k;
-          }
-          Vec w_s[kEdges], w_vs[kEdges], w_vv[kEdges], dw_s[kEdges], dw_vs[kEdges], dw_vv[kEdges];
-          filter_values(rows, filter + c, k, 3 * f, w_s);
-          filter_values(rows, filter + f + c, k, 3 * f, w_vs);
-          filter_values(rows, filter + 2 * f + c, k, 3 * f, w_vv);
-          filter_values(slopes, filter + c, k, 3 * f, dw_s);
-          filter_values(slopes, filter + f + c, k, 3 * f, dw_vs);
-          filter_values(slopes, filter + 2 * f + c, k, 3 * f, dw_vv);
+        for (int64_t e = offsets[j]; e < offsets[j + 1]; e += kEdges) {
+          const int n = static_cast<int>(std::min<int64_t>(kEdges, offsets[j + 1] - e));
+          Vec w[3][kEdges], dw[3][kEdges];
+          filter_values(basis + e * k, n, packed.data(), k, w);
+          filter_values(slope + e * k, n, packed.data(), k, dw);
           for (int q = 0; q < n; ++q) {
             // The edge from source j to destination i: the unit vector of this row's edge (j, i), reversed.
             const float *g_i = g + neighbors[e + q] * 4 * f + c, *u = unit + 3 * (e + q);
             const Vec g_i_s = load(g_i), g_i_v[3] = {load(g_i + f), load(g_i + 2 * f), load(g_i + 3 * f)};
             const Vec m_vs = -(u[0] * g_i_v[0] + u[1] * g_i_v[1] + u[2] * g_i_v[2]);
             const Vec m_vv = v[0] * g_i_v[0] + v[1] * g_i_v[1] + v[2] * g_i_v[2];
-            g_s += g_i_s * w_s[q];
-            g_vs += m_vs * w_vs[q];
-            g_vv += m_vv * w_vv[q];
-            const Vec back = x_vv * w_vv[q], along = x_vs * w_vs[q];
+            g_s += g_i_s * w[0][q];
+            g_vs += m_vs * w[1][q];
+            g_vv += m_vv * w[2][q];
+            const Vec back = x_vv * w[2][q], along = x_vs * w[1][q];
             float *edge = sums.data() + 4 * kLanes * (e + q - first);
-            store(edge, load(edge) + g_i_s * x_s * dw_s[q] + m_vs * x_vs * dw_vs[q] + m_vv * x_vv * dw_vv[q]);
+            store(edge, load(edge) + g_i_s * x_s * dw[0][q] + m_vs * x_vs * dw[1][q] + m_vv * x_vv * dw[2][q]);
             for (int a = 0; a < 3; ++a) {
               g_v[a] += back * g_i_v[a];
               store(edge + (a + 1) * kLanes, load(edge + (a + 1) * kLanes) + along * g_i_v[a]);
@@ -159,12 +160,12 @@ inline void message_backward(const StageCall &call) {
         store(out, g_s), store(out + f, g_vs), store(out + 2 * f, g_vv);
         for (int a = 0; a < 3; ++a) store(out + (3 + a) * f, g_v[a]);
       }
-      for (int64_t e = first; e < last; ++e) {
-        const float *edge = sums.data() + 4 * kLanes * (e - first), *u = unit + 3 * e;
-        const float reversed[3] = {-u[0], -u[1], -u[2]};
-        const double g_u[3] = {sum(load(edge + kLanes)), sum(load(edge + 2 * kLanes)), sum(load(edge + 3 * kLanes))};
-        add_edge_gradient(sum(load(edge)), g_u, reversed, distance[e], -1.0, gradient + 3 * e);
-      }
+    }
+    for (int64_t e = first; e < last; ++e) {
+      const float *edge = sums.data() + 4 * kLanes * (e - first), *u = unit + 3 * e;
+      const float reversed[3] = {-u[0], -u[1], -u[2]};
+      const double g_u[3] = {sum(load(edge + kLanes)), sum(load(edge + 2 * kLanes)), sum(load(edge + 3 * kLanes))};
+      add_edge_gradient(sum(load(edge)), g_u, reversed, distance[e], -1.0, gradient + 3 * e);
     }
   });
 }
