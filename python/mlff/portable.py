@@ -4,9 +4,9 @@ It strings the reference operations and their analytic gradients together, in th
 on the weights of the payload: float32, with distances, energies and sums of forces in float64, like the core. No autograd
 takes part.
 
-It is slower than the operator and holds all edges at once: about 60 F bytes per directed edge (F features), so 2000 atoms of
-water take about ... GiB with 128 features. Its neighbour search looks at all pairs in blocks (no cell list): time grows with the
-square of the number of atoms. Use it for a few thousand atoms at most. On a GPU sums are atomic, so the last digits vary from run to run.
+It is slower than the operator and holds all edges at once, about 100 F bytes for each directed pair (F features): 512 water molecules
+take 1 GB with 128 features. Its neighbour search looks at all pairs in blocks (no cell list), so its time grows with the
+square of the number of atoms. Use it for a few thousand atoms at most. On a GPU sums are atomic: the last digits vary from run to run.
 """
 
 from typing import List, Optional, Tuple
@@ -24,7 +24,7 @@ from .repulsion import repulsion
 from .update import update, update_backward
 
 PAIRS_PER_BLOCK = 1 << 20  # distances held at a time by the neighbour search
-MAX_IMAGES = 10000  # periodic images of the cell within reach of it
+MAX_IMAGES = 10  # of a cell within the cutoff, in each direction; as in the core
 
 
 def find_pairs(
@@ -50,11 +50,15 @@ def find_pairs(
     if cell is not None:
         host = cell.to(torch.device("cpu"))
         if not bool(torch.isfinite(host).all()) or float(torch.abs(torch.linalg.det(host))) < 1e-6:
-            raise RuntimeError("mlff: the box vectors span no volume")
+            raise RuntimeError("mlff: the box vectors must be finite and span a volume")
         inverse = torch.linalg.inv(host)
-        reach = torch.floor(cutoff * torch.linalg.vector_norm(inverse, dim=0) + 0.5)
-        if float(torch.prod(2.0 * reach + 1.0)) > max_images:
-            raise RuntimeError("mlff: the box is too small: more than " + str(max_images) + " images of it lie within the cutoff")
+        inverse_height = torch.linalg.vector_norm(inverse, dim=0)
+        if float(inverse_height.max()) > max_images / cutoff:
+            raise RuntimeError(
+                "mlff: the box is " + str(float(1.0 / inverse_height.max())) + " Angstrom high; the smallest height allowed is "
+                + str(cutoff / max_images) + " (the cutoff / " + str(max_images) + ")"
+            )
+        reach = torch.floor(cutoff * inverse_height + 0.5)
         ranges = [torch.arange(-float(reach[k]), float(reach[k]) + 1.0, dtype=torch.float64) for k in range(3)]
         shifts = torch.cartesian_prod(ranges[0], ranges[1], ranges[2])
         scaled = x @ inverse.to(x.device)
@@ -188,6 +192,8 @@ class PortableModel(nn.Module):
         if boxvectors is not None:
             cell = boxvectors.detach().to(torch.float64) * units.ANGSTROM_PER_NM
         edges, r = find_pairs(x, self.cutoff, cell)
+        if bool((r == 0.0).all(-1).any()):
+            raise RuntimeError("mlff: two atoms lie at the same place")
         energy, gradient = self.energy_and_gradient(edges, r)
         forces, _ = forces_and_virial(gradient, edges, r, x.size(0))
         out = torch.zeros_like(positions, dtype=torch.float64).index_copy(0, self.atoms, forces * (units.KJ_PER_MOL_PER_EV * units.ANGSTROM_PER_NM))
