@@ -1,0 +1,39 @@
+// A loaded model file: the payload, what every backend needs from its header, and the plan of the CPU backend. Immutable.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "payload.h"
+#include "plan.h"
+
+namespace mlff {
+
+// A structure of the file with the results that it must give.
+struct Reference {
+  std::string name;
+  int64_t n;
+  const int32_t *atomic_numbers, *pbc;
+  const double *positions, *cell, *energy, *forces;
+};
+
+struct Model {
+  // Throws Error(MLFF_ERROR_FILE) if the header, the references or the plan are not as docs/file-format.md says.
+  Model(Payload payload, const KernelTable &kernels, const std::string &name);
+  Model(const Model &) = delete;
+  Model &operator=(const Model &) = delete;
+
+  int32_t species_of(int32_t atomic_number) const;
+
+  Payload payload;
+  double cutoff;
+  std::vector<int32_t> atomic_numbers;  // by species index
+  std::vector<Reference> references;
+  Plan plan;
+};
+
+// Evaluates the references; see mlff_model_self_check.
+void self_check(std::shared_ptr<const Model> model, const std::string &device, double &max_energy_error_per_atom, double &max_force_error);
+
+}  // namespace mlff

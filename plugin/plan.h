@@ -1,0 +1,54 @@
+// The plan of a model file for one backend (docs/file-format.md): buffers and stages, checked against the kernels' signatures
+// (cpu/kernel.h), so that executing it needs no more checks. A plan is data from an untrusted file.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cpu/kernel.h"
+#include "payload.h"
+
+namespace mlff {
+
+enum class Rows { local, total, edges, local_plus_1 };
+
+// Arrays that the backend provides, in this order.
+enum class Input { species, offsets, neighbors, distance, unit, atom_energy, gradient };
+constexpr int kInputs = 7;
+
+struct Buffer {
+  std::string name;
+  DType dtype;
+  Rows rows;
+  int64_t width;
+  bool forward;  // needed when only the energy is wanted
+};
+
+// What one argument of a stage points to.
+struct Argument {
+  enum Kind { buffer, tensor, input } kind;
+  int index;               // of the buffer or input
+  const Tensor *constant;  // the tensor
+};
+
+struct Stage {
+  const Kernel *kernel;  // nullptr: exchange the ghost rows of the only argument, a buffer
+  bool backward;
+  std::vector<Argument> args;
+  std::array<int64_t, 26> letters;  // dimensions of the signature, see StageCall
+};
+
+struct Plan {
+  std::vector<Buffer> buffers;
+  std::vector<Stage> stages;          // forward stages come first
+  bool exchanges(bool backward) const;  // whether the forward stages, or those of both passes, contain an exchange
+  int32_t max_exchange_width = 0;
+};
+
+// The plan of payload.header["plans"][backend], its tensors resolved to those of the payload (which must outlive it).
+// Throws Error(MLFF_ERROR_FILE), naming the stage; `name` is what messages call the file.
+Plan parse_plan(const Payload &payload, const std::string &backend, const KernelTable &kernels, int n_species, const std::string &name);
+
+}  // namespace mlff
