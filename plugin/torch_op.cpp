@@ -105,7 +105,7 @@ class Model {
       }
       if (last_species < 0) {
         std::string known;
-        for (int32_t s = 0; s < mlff_model_n_species(handle_); ++s) known += " " + std::to_string(mlff_model_atomic_numbers(handle_)[s]);
+        for (int32_t s = 0; s < mlff_model_n_species(handle_); ++s) known.append(" ").append(std::to_string(mlff_model_atomic_numbers(handle_)[s]));
         fail("atom " + std::to_string(atoms[k]) + " has atomic number " + std::to_string(number) + ", which the model does not know; it knows" +
              known);
       }

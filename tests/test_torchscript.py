@@ -145,7 +145,8 @@ def test_in_a_new_process(data, tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout) == float(torchscript.module(data, atoms.numbers)(*inputs(atoms))[0])
+    energy = float(torchscript.module(data, atoms.numbers)(*inputs(atoms))[0])
+    assert abs(float(run.stdout) - energy) < 1e-7 * KJ_PER_MOL_PER_EV * len(atoms)  # another number of threads
 
 
 def test_portable_needs_no_operator(data, tmp_path):
