@@ -5,6 +5,7 @@
 #include "pair_mlff.h"
 
 #include "comm.h"
+#include "force.h"
 #include "lammps.h"
 #include "utils.h"
 
@@ -48,6 +49,9 @@ void lammpsplugin_init(void *ptr, void *handle, void *regfunc)
                           "the headers of this LAMMPS\n", LAMMPS_VERSION, lmp->version);
     return;
   }
+
+  // loaded already, by LAMMPS_PLUGIN_PATH and "plugin load", or twice by the path
+  if (lmp->force->pair_map->count("mlff")) return;
 
   lammpsplugin_t plugin{};
   plugin.version = LAMMPS_VERSION;

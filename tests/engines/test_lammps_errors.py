@@ -1,0 +1,124 @@
+"""Bad input to the pair style: each ends LAMMPS with one clear line, on every number of ranks, without a crash or a hang."""
+
+import struct
+
+import pytest
+from lammps_run import pair_commands, require_lammps, run, write_data
+from reference import random_model
+from structures import structure, water_box
+
+RANKS = pytest.mark.parametrize("ranks", [1, 2])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lammps():
+    require_lammps()
+
+
+@pytest.fixture(scope="module")
+def model_file(save_payload):
+    return save_payload(random_model(16, 2))
+
+
+def error_of(script: str, folder, ranks: int = 1) -> str:
+    """The line of the error; there must be just one, whatever the number of ranks that found it."""
+    lines = [x for x in run(script, folder, ranks, fails=True).splitlines() if x.startswith("ERROR")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def box(folder, atoms=None, units="metal", setup="") -> str:
+    boundary = write_data(folder / "start.data", atoms if atoms is not None else water_box(2))
+    return f"units {units}\natom_style atomic\nboundary {boundary}\n{setup}\nread_data start.data\n"
+
+
+@RANKS
+@pytest.mark.parametrize("kind, message", [
+    ("missing", "no such model file"),
+    ("folder", "not a file"),
+    ("empty", "empty"),
+    ("foreign", "not an mlff model file"),
+    ("truncated", "truncated"),
+    ("flipped", "SHA-256"),
+    ("newer", "newer"),
+])
+def test_bad_files(ranks, kind, message, model_file, tmp_path):
+    data = bytearray(model_file.read_bytes())
+    path = tmp_path / "bad.pt"
+    if kind == "flipped":
+        data[-1000] ^= 4
+    if kind == "newer":
+        data[16:20] = struct.pack("<I", 99)
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "foreign": b"PK\3\4" * 1000, "truncated": bytes(data[:-100])}.get(kind, bytes(data)))
+    line = error_of(box(tmp_path) + pair_commands(path), tmp_path, ranks)
+    assert f"Pair style mlff: {path}: " in line and message in line, line
+
+
+@pytest.mark.parametrize("commands, message", [
+    ("pair_style mlff", "Pair style mlff needs a model file: pair_style mlff model.pt [device auto|cpu] [check yes|no]"),
+    ("pair_style mlff {file} skin 2", "Pair style mlff has the keywords device and check, got skin"),
+    ("pair_style mlff {file} device", "Pair style mlff: keyword device needs a value"),
+    ("pair_style mlff {file} device cuda:0", "Pair style mlff: device must be auto or cpu, this version has no other; got cuda:0"),
+    ("pair_style mlff {file} check maybe", "Expected boolean parameter instead of 'maybe'"),
+    ("pair_coeff * * H C O", "Pair_coeff command without a pair style"),
+    ("pair_style mlff {file}\npair_coeff * * H C", "Pair style mlff: pair_coeff must name an element or NULL for each of the 3 atom types, got 2"),
+    ("pair_style mlff {file}\npair_coeff * * H C O O", "for each of the 3 atom types, got 4"),
+    ("pair_style mlff {file}\npair_coeff 1 1 H C O", "Pair style mlff needs one pair_coeff for all types: pair_coeff * * and an element or NULL"),
+    ("pair_style mlff {file}\npair_coeff * * H N O", "knows the elements H C O; pair_coeff names N for type 2"),
+    ("pair_style mlff {file}\npair_coeff * * H Xx O", "knows the elements H C O; pair_coeff names Xx for type 2"),
+    ("pair_style mlff {file}\npair_coeff * * H NULL O\nrun 0", "All pair coeffs are not set"),
+    ("pair_style mlff {file}\nrun 0", "All pair coeffs are not set"),
+    ("pair_style mlff {file}\npair_coeff * * H C O\npair_style mlff {file}\nrun 0", "All pair coeffs are not set"),
+    ("newton off\npair_style mlff {file}\npair_coeff * * H C O\nrun 0", "Pair style mlff needs newton pair on"),
+    ("pair_style mlff {file}\npair_coeff * * H C O\ncompute s all centroid/stress/atom NULL\nrun 0", "does not support centroid"),
+])
+def test_bad_commands(commands, message, model_file, tmp_path):
+    script = box(tmp_path) + commands.format(file=model_file) + "\n"
+    if commands.startswith("newton"):
+        script = "newton off\n" + script.replace("newton off\n", "")
+    assert message in error_of(script, tmp_path)
+
+
+@pytest.mark.parametrize("units", ["lj", "si", "electron"])
+def test_units(units, model_file, tmp_path):
+    line = error_of(box(tmp_path, units=units) + pair_commands(model_file), tmp_path)
+    assert f"Pair style mlff needs units metal or real, got {units}" in line
+
+
+@RANKS
+def test_positions_that_are_not_numbers(ranks, model_file, tmp_path):
+    """One atom on one rank only: the others must not wait for it for ever."""
+    script = box(tmp_path) + pair_commands(model_file) + """
+variable nan atom exp(1000)-exp(1000)
+neigh_modify every 1000 delay 1000 check no
+fix move all nve
+run 0
+group one id 1
+set group one vx v_nan
+run 2
+"""
+    line = error_of(script, tmp_path, ranks)
+    assert "Pair style mlff, step 1: " in line and ("NaN" in line or "finite" in line), line
+
+
+@RANKS
+def test_atoms_on_top_of_each_other(ranks, model_file, tmp_path):
+    atoms = structure("water_dimer")
+    atoms.positions[4] = atoms.positions[0]
+    line = error_of(box(tmp_path, atoms) + pair_commands(model_file) + "run 0\n", tmp_path, ranks)
+    assert "Pair style mlff, step 0: " in line, line
+
+
+def test_self_check_of_a_changed_reference(model_file, tmp_path):
+    """Weights and references that do not belong together (with a hash that fits) are found by "check yes"."""
+    from mlff.payload import find, pack, unpack
+
+    header, tensors = unpack(find(model_file))
+    header.pop("sha256")
+    tensors = {name: array.copy() for name, array in tensors.items()}
+    tensors["reference.0.energy"] += 0.1
+    (tmp_path / "other.pt").write_bytes(pack(header, tensors))
+    assert "self-check failed: " in error_of(box(tmp_path) + pair_commands(tmp_path / "other.pt", "check yes"), tmp_path, ranks=2)
