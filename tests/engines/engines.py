@@ -1,0 +1,167 @@
+"""Every engine behind one interface: structures in, results in eV and Angstrom out. test_parity.py compares them all.
+
+To add an engine, write a function ``run(model_file, structures, folder)`` and add it to ENGINES.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Callable, Dict, NamedTuple, Optional
+
+import lammps_run
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from mlff import units
+
+
+class Measured(NamedTuple):
+    """What an engine gives; None for what it does not.
+
+    energy in eV, forces [N, 3] in eV/Angstrom, energies [N] in eV, virial [3, 3] in eV, edges as (edges [2, E], vectors [E, 3]).
+    """
+
+    energy: float
+    forces: np.ndarray
+    energies: Optional[np.ndarray] = None
+    virial: Optional[np.ndarray] = None
+    edges: Optional[tuple] = None
+
+
+Results = Dict[str, Measured]
+
+
+class Engine(NamedTuple):
+    """run: evaluates structures; cannot: why the engine cannot express a structure, or None; require: skips where it is not installed."""
+
+    run: Callable[[Path, Dict[str, Atoms], Path], Results]
+    cannot: Callable[[Atoms], Optional[str]] = lambda atoms: None
+    require: Callable[[], None] = lambda: None
+
+
+def full(virial) -> np.ndarray:
+    """[3, 3] from xx, yy, zz, xy, xz, yz."""
+    xx, yy, zz, xy, xz, yz = virial
+    return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+
+
+def core(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
+    from mlff.core import Model, System
+
+    model, results = Model(model_file), {}
+    for name, atoms in structures.items():
+        system = System(model, threads=1)
+        system.set_atoms(atoms.numbers)
+        r = system.compute(atoms.positions, atoms.cell.array, atoms.pbc, ("energy", "atom_energy", "forces", "virial"))
+        i, j, vectors = system.edges()
+        results[name] = Measured(r["energy"], r["forces"], r["atom_energy"], full(r["virial"]), ([i, j], vectors))
+    return results
+
+
+def ase(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
+    from mlff.ase import MLFFCalculator
+
+    results = {}
+    for name, atoms in structures.items():
+        atoms = atoms.copy()
+        atoms.calc = MLFFCalculator(model_file, threads=1)
+        try:
+            virial = -voigt_6_to_full_3x3_stress(atoms.get_stress()) * atoms.get_volume()
+        except PropertyNotImplementedError:
+            virial = None
+        results[name] = Measured(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_potential_energies(), virial)
+    return results
+
+
+def _one_kind_of_boundary(atoms: Atoms) -> Optional[str]:
+    return "has one flag for all three periodic directions" if atoms.pbc.any() and not atoms.pbc.all() else None
+
+
+def torch_module(portable: bool) -> Engine:
+    """The TorchScript module called as TorchForce calls it."""
+
+    def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
+        from mlff import payload, torchscript
+
+        results = {}
+        for name, atoms in structures.items():
+            module = torchscript.module(payload.find(model_file), atoms.numbers, portable=portable)
+            box = torch.tensor(atoms.cell.array / units.ANGSTROM_PER_NM) if atoms.pbc.all() else None
+            energy, forces = module(torch.tensor(atoms.positions / units.ANGSTROM_PER_NM), box)
+            results[name] = _from_openmm_units(float(energy), forces.numpy())
+        return results
+
+    def require() -> None:
+        from mlff import torchscript
+
+        if not portable:
+            try:
+                torchscript.load_operator()
+            except (FileNotFoundError, ImportError) as e:
+                pytest.skip(str(e))
+
+    return Engine(run, _one_kind_of_boundary, require)
+
+
+def openmm(platform: str) -> Engine:
+    def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
+        from openmm import Context, Platform, System, VerletIntegrator, unit
+        from openmm.app import Element, Topology
+
+        from mlff.openmm import create_force
+
+        results = {}
+        for name, atoms in structures.items():
+            topology, system = Topology(), System()
+            residue = topology.addResidue("MOL", topology.addChain())
+            for symbol in atoms.symbols:
+                topology.addAtom(symbol, Element.getBySymbol(symbol), residue)
+                system.addParticle(1.0)
+            if atoms.pbc.all():
+                box = atoms.cell.array / units.ANGSTROM_PER_NM
+                topology.setPeriodicBoxVectors(box)
+                system.setDefaultPeriodicBoxVectors(*box)
+            system.addForce(create_force(str(model_file), topology))
+            context = Context(system, VerletIntegrator(0.001), Platform.getPlatformByName(platform))
+            context.setPositions(atoms.positions / units.ANGSTROM_PER_NM)
+            state = context.getState(energy=True, forces=True)
+            energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+            forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+            results[name] = _from_openmm_units(energy, np.array(forces))
+        return results
+
+    def require() -> None:
+        for package in ("openmm", "openmmtorch"):
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"{package} is not installed (extra openmm)")
+        torch_module(portable=False).require()
+
+    return Engine(run, _one_kind_of_boundary, require)
+
+
+def _from_openmm_units(energy: float, forces: np.ndarray) -> Measured:
+    return Measured(energy / units.KJ_PER_MOL_PER_EV, forces / (units.KJ_PER_MOL_PER_EV * units.ANGSTROM_PER_NM))
+
+
+def lammps(ranks: int) -> Engine:
+    def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
+        found = lammps_run.evaluate(structures, model_file, folder, ranks=ranks)
+        return {name: Measured(r.energy, r.forces, r.energies, full(r.virial)) for name, r in found.items()}
+
+    return Engine(run, require=lammps_run.require_lammps)
+
+
+ENGINES = {
+    "core": Engine(core),
+    "ase": Engine(ase),
+    "operator": torch_module(portable=False),
+    "portable": torch_module(portable=True),
+    "openmm-Reference": openmm("Reference"),
+    "openmm-CPU": openmm("CPU"),
+    "lammps-1-rank": lammps(1),
+    "lammps-2-ranks": lammps(2),
+    "lammps-4-ranks": lammps(4),
+}

@@ -1,0 +1,99 @@
+"""One set of checks for every engine, against the float64 reference."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from engines import ENGINES
+from reference import random_model, reference
+from scipy.spatial.transform import Rotation
+from structures import STRUCTURES, structure
+
+ENERGY = 1e-6  # eV/atom
+FORCE = 1e-5  # eV/Angstrom
+
+
+def rotated(name: str, sign: float = 1.0) -> Atoms:
+    """Open boundaries only: LAMMPS and OpenMM want lower triangular cells."""
+    atoms = structure(name)
+    atoms.positions = sign * atoms.positions @ Rotation.random(random_state=5).as_matrix().T
+    return atoms
+
+
+def permuted(name: str) -> Atoms:
+    atoms = structure(name)
+    return atoms[np.random.default_rng(5).permutation(len(atoms))]
+
+
+CASES = {
+    **{name: structure(name) for name in STRUCTURES},
+    "ethanol rotated": rotated("ethanol"),
+    "mixed_elements reflected": rotated("mixed_elements", -1.0),
+    "triclinic permuted": permuted("triclinic"),
+    "water_box permuted": permuted("water_box"),
+}
+CASES = {name.replace(" ", "-"): atoms for name, atoms in CASES.items()}
+
+
+@pytest.fixture(scope="module", params=[(16, 1), (32, 3)], ids=lambda p: f"features{p[0]}-layers{p[1]}")
+def parity_model(request):
+    return random_model(*request.param)
+
+
+@pytest.fixture(scope="module")
+def expected(parity_model):
+    return {name: reference(parity_model, atoms) for name, atoms in CASES.items()}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def measured(request, parity_model, save_payload, tmp_path_factory):
+    """Results of one engine for all structures that it can express, and the reasons for the others."""
+    engine = ENGINES[request.param]
+    engine.require()
+    reasons = {name: engine.cannot(atoms) for name, atoms in CASES.items()}
+    can = {name: atoms for name, atoms in CASES.items() if reasons[name] is None}
+    return engine.run(save_payload(parity_model), can, tmp_path_factory.mktemp(request.param)), reasons
+
+
+def rows(edges, vectors) -> np.ndarray:
+    table = np.column_stack([np.asarray(edges).T, np.round(np.asarray(vectors), 6) + 0.0])
+    return table[np.lexsort(table.T[::-1])]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parity(measured, expected, name):
+    """Edges first: where they differ nothing else can agree. Then the energy, that of the atoms, forces, virial."""
+    results, reasons = measured
+    if reasons[name]:
+        pytest.skip(f"the engine {reasons[name]}")
+    found, wanted = results[name], expected[name]
+    n = len(wanted.energies)
+    if found.edges is not None:
+        a, b = rows(*found.edges), rows(wanted.neighbors.edges, wanted.neighbors.vectors)
+        assert len(a) == len(b)
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    assert abs(found.energy - wanted.energy) <= ENERGY * n
+    if found.energies is not None:
+        np.testing.assert_allclose(found.energies, wanted.energies, atol=10 * ENERGY, rtol=0)
+        assert found.energies.sum() == pytest.approx(found.energy, rel=1e-12)
+    np.testing.assert_allclose(found.forces, wanted.forces, atol=FORCE, rtol=0)
+    if found.virial is not None:
+        np.testing.assert_allclose(found.virial, wanted.virial, atol=FORCE * n, rtol=0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_forces_are_finite_differences_of_the_engine_s_own_energy(engine, save_payload, tmp_path):
+    """Fourth order with steps of 0.01 Angstrom: single precision leaves an energy noise of about 1e-6 eV, so 1e-4 eV/Angstrom."""
+    ENGINES[engine].require()
+    step, weights, cases = 0.01, {1: 8 / 12, -1: -8 / 12, 2: -1 / 12, -2: 1 / 12}, {}
+    for name in ("ethanol", "triclinic"):
+        direction = np.random.default_rng(0).normal(size=(len(structure(name)), 3))
+        direction /= np.linalg.norm(direction)
+        for factor in (0, *weights):
+            cases[f"{name}{factor}"] = structure(name)
+            cases[f"{name}{factor}"].positions += factor * step * direction
+        cases[name] = direction
+    directions = {name: cases.pop(name) for name in ("ethanol", "triclinic")}
+    results = ENGINES[engine].run(save_payload(random_model(32, 3)), cases, tmp_path)
+    for name, direction in directions.items():
+        slope = sum(weight * results[f"{name}{factor}"].energy for factor, weight in weights.items()) / step
+        assert -slope == pytest.approx((results[f"{name}0"].forces * direction).sum(), abs=5e-4)
