@@ -43,7 +43,12 @@ std::vector<int32_t> read_atomic_numbers(const json &header, const std::string &
   return numbers;
 }
 
-void check_units(const json &header, const std::string &name) {
+void check_header(const json &header, const std::string &name) {
+  for (const char *key : {"architecture", "precision", "mlff_version"})
+    if (!field(header, key) || !field(header, key)->is_string()) fail(MLFF_ERROR_FILE, "%s: the header needs %s, a text", name.c_str(), key);
+  for (const char *key : {"config", "provenance", "plans"})
+    if (!field(header, key) || !field(header, key)->is_object()) fail(MLFF_ERROR_FILE, "%s: the header needs %s, an object", name.c_str(), key);
+  if (!field(header, "references") || !field(header, "references")->is_array()) fail(MLFF_ERROR_FILE, "%s: the header needs references, a list", name.c_str());
   const json *units = field(header, "units");
   const auto is = [&](const char *key, const char *unit) {
     return units && units->is_object() && units->contains(key) && (*units)[key].is_string() && (*units)[key].get_ref<const std::string &>() == unit;
@@ -55,13 +60,10 @@ void check_units(const json &header, const std::string &name) {
 
 Model::Model(Payload p, const KernelTable &kernels, const std::string &name)
     : payload(std::move(p)), cutoff(read_cutoff(payload, name)), atomic_numbers(read_atomic_numbers(payload.header, name)) {
-  check_units(payload.header, name);
+  check_header(payload.header, name);
   plan = parse_plan(payload, "cpu", kernels, int(atomic_numbers.size()), name);
 
-  const json *list = field(payload.header, "references");
-  if (!list) return;
-  if (!list->is_array()) fail(MLFF_ERROR_FILE, "%s: references must be a list", name.c_str());
-  for (const json &entry : *list) {
+  for (const json &entry : *field(payload.header, "references")) {
     const auto text = [&](const char *key) {
       if (!entry.is_object() || !entry.contains(key) || !entry[key].is_string())
         fail(MLFF_ERROR_FILE, "%s: a reference structure needs the texts \"name\" and \"prefix\"", name.c_str());

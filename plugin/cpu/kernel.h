@@ -8,8 +8,9 @@
 // One word per argument, in the order of the plan's `args`: name:dtype[rows,width] for buffers and inputs and for
 // two-dimensional tensors, name:dtype[width] for one-dimensional tensors. A dimension is a number, a letter with an optional
 // factor (F, 3F: bound by its first use and equal everywhere in the stage), a product of two letters (SK), or one of the row counts
-// local, total, edges, local+1. Arguments after ">" are written: they must be buffers or results, never tensors or
-// read-only inputs.
+// local, total, edges, local+1. Three letters have a meaning: S is the number of elements and P its square (so that a table
+// indexed with the species has a row for each), and F, the number of features, is a multiple of 16.
+// Arguments after ">" are written: they must be buffers or results, never tensors or read-only inputs.
 #pragma once
 
 #include <cstddef>
