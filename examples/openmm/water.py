@@ -26,7 +26,8 @@ while system.getNumForces():
 system.addForce(mlff.openmm.create_force(args.model, box.topology))
 
 
-def simulate(integrator, start=None):
+def simulate(name, integrator, start=None):
+    print(name, flush=True)
     simulation = Simulation(box.topology, system, integrator, Platform.getPlatform("CPU"))
     if start is None:
         simulation.context.setPositions(box.positions)
@@ -38,14 +39,12 @@ def simulate(integrator, start=None):
     simulation.reporters.append(
         StateDataReporter(sys.stdout, report, step=True, potentialEnergy=True, totalEnergy=True, temperature=True, speed=True)
     )
-    simulation.reporters.append(PDBReporter("water.pdb", report, enforcePeriodicBox=True))
+    simulation.reporters.append(PDBReporter(f"water-{name}.pdb", report, enforcePeriodicBox=True))
     simulation.step(args.steps)
     return simulation.context.getState(positions=True, velocities=True)
 
 
 step = 0.5 * unit.femtosecond
-print("NVT at 300 K", flush=True)
-state = simulate(LangevinMiddleIntegrator(300 * unit.kelvin, 5 / unit.picosecond, step))
-print("NVE", flush=True)
-simulate(VerletIntegrator(step), state)
-print("the trajectory is in water.pdb")
+state = simulate("nvt", LangevinMiddleIntegrator(300 * unit.kelvin, 5 / unit.picosecond, step))
+simulate("nve", VerletIntegrator(step), state)
+print("the trajectories are in water-nvt.pdb and water-nve.pdb")
