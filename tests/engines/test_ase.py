@@ -1,0 +1,331 @@
+"""ASE calculator: conventions, caching, dynamics, errors. Numbers against the reference are in test_parity.py."""
+
+import copy
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.constraints import FixAtoms
+from ase.db import connect
+from ase.filters import FrechetCellFilter
+from ase.io import Trajectory, read, write
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+from reference import random_model, reference
+from structures import structure
+
+from mlff.ase import MLFFCalculator
+from mlff.core import MLFFFileError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(16, 2)
+
+
+@pytest.fixture
+def path(model, save_payload):
+    return save_payload(model)
+
+
+@pytest.fixture
+def calculator(path):
+    return MLFFCalculator(path, threads=1)
+
+
+@pytest.fixture
+def counted(calculator, monkeypatch):
+    """The calculator and the list of what the core was asked for, call by call."""
+    calls, compute = [], calculator._system.compute
+    monkeypatch.setattr(calculator._system, "compute", lambda x, cell, pbc, want: calls.append(want) or compute(x, cell, pbc, want))
+    return calculator, calls
+
+
+def test_properties_and_their_conventions(calculator, model):
+    atoms = structure("triclinic")
+    atoms.calc = calculator
+    expected, volume = reference(model, atoms), atoms.get_volume()
+    w = -expected.virial / volume
+    voigt = [w[0, 0], w[1, 1], w[2, 2], w[1, 2], w[0, 2], w[0, 1]]
+    np.testing.assert_allclose(atoms.get_stress(), voigt, atol=2e-7)
+    np.testing.assert_allclose(atoms.get_stress(voigt=False), w, atol=2e-7)
+    np.testing.assert_allclose(atoms.get_stresses().sum(0), atoms.get_stress(), atol=1e-12)
+    assert atoms.get_stresses().shape == (len(atoms), 6)
+    assert atoms.get_potential_energies().sum() == pytest.approx(atoms.get_potential_energy(), rel=1e-13)
+    assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
+    assert atoms.get_forces().shape == (len(atoms), 3)
+
+
+def test_against_the_numerical_derivatives_of_ase(calculator):
+    """The sign and the order of stress components, by ASE's own finite differences.
+
+    The step is a compromise: the third derivative jumps by 2e3 eV/Angstrom^3 where the repulsion begins (3e-4 eV/Angstrom for
+    this step), and single precision leaves an energy noise of about 1e-6 eV (5e-4 eV/Angstrom).
+    """
+    atoms = structure("small_cell")
+    atoms.calc = calculator
+    np.testing.assert_allclose(atoms.get_forces(), calculate_numerical_forces(atoms, eps=1e-3), atol=2e-3)
+    np.testing.assert_allclose(atoms.get_stress(), calculate_numerical_stress(atoms, eps=1e-3), atol=3e-4)
+
+
+class TestCaching:
+    def test_nothing_is_computed_twice(self, counted):
+        calculator, calls = counted
+        atoms = structure("triclinic")
+        atoms.calc = calculator
+        for _ in range(2):
+            atoms.get_forces(), atoms.get_potential_energy(), atoms.get_stress(), atoms.get_potential_energies()
+        assert len(calls) == 1
+
+    def test_energy_alone_runs_no_gradient(self, counted):
+        calculator, calls = counted
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        atoms.get_potential_energy()
+        assert calls == [["energy", "atom_energy"]]
+        atoms.get_forces()
+        assert len(calls) == 2 and "forces" in calls[1]
+
+    def test_one_evaluation_per_step_of_md(self, counted):
+        calculator, calls = counted
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        md = VelocityVerlet(atoms, 0.1 * units.fs)
+        md.attach(lambda: (atoms.get_total_energy(), atoms.get_forces()))
+        md.run(5)
+        assert len(calls) == 6  # the first forces, and one for each step
+
+    @pytest.mark.parametrize("change", ["positions", "cell", "pbc", "numbers", "number of atoms"])
+    def test_changes_are_noticed(self, calculator, model, change):
+        atoms = structure("triclinic")
+        atoms.calc = calculator
+        before = atoms.get_potential_energy()
+        if change == "positions":
+            atoms.positions[0, 0] += 0.05
+        elif change == "cell":
+            atoms.cell[0, 0] *= 1.01
+        elif change == "pbc":
+            atoms.pbc = [True, False, True]
+        elif change == "numbers":
+            atoms.numbers[0] = 6
+        else:
+            del atoms[-1]
+        after = atoms.get_potential_energy()
+        assert after != before
+        assert after == pytest.approx(reference(model, atoms).energy, abs=1e-6 * len(atoms))
+
+    def test_charges_and_magnetic_moments_do_not_matter(self, counted):
+        calculator, calls = counted
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        atoms.get_forces()
+        atoms.set_initial_charges(np.ones(len(atoms)))
+        atoms.get_forces()
+        assert len(calls) == 1
+
+    def test_results_are_not_those_of_the_caller(self, calculator):
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        atoms.get_forces()[:] = 0.0
+        assert abs(atoms.get_forces()).max() > 0.1
+
+    def test_without_calculation(self, calculator):
+        atoms = structure("ethanol")
+        assert calculator.get_property("energy", atoms, allow_calculation=False) is None
+        calculator.get_property("forces", atoms)
+        assert calculator.get_property("energy", atoms, allow_calculation=False) is not None
+        assert not calculator.calculation_required(atoms, ["energy", "forces"])
+        assert calculator.calculation_required(atoms, ["stresses"])
+
+    def test_two_systems_share_a_calculator(self, calculator, model):
+        one, two = structure("ethanol"), structure("triclinic")
+        one.calc = two.calc = calculator
+        for _ in range(2):
+            for atoms in (one, two):
+                assert atoms.get_potential_energy() == pytest.approx(reference(model, atoms).energy, abs=1e-6 * len(atoms))
+
+
+@pytest.mark.parametrize("pbc", list(itertools.product([False, True], repeat=3)), ids=lambda p: "".join("ft"[x] for x in p))
+def test_every_combination_of_periodic_directions(calculator, model, pbc):
+    atoms = structure("triclinic")
+    atoms.pbc = pbc
+    atoms.calc = calculator
+    np.testing.assert_allclose(atoms.get_forces(), reference(model, atoms).forces, atol=1e-5)
+    if not all(pbc):
+        with pytest.raises(PropertyNotImplementedError, match="periodic in three directions, got pbc"):
+            atoms.get_stress()
+        with pytest.raises(PropertyNotImplementedError):
+            atoms.get_stresses()
+    assert atoms.get_stress().shape == (6,) if all(pbc) else True
+
+
+def test_no_atoms(calculator):
+    atoms = Atoms(cell=[9, 9, 9], pbc=True)
+    atoms.calc = calculator
+    assert atoms.get_potential_energy() == 0.0
+    assert atoms.get_forces().shape == (0, 3)
+    assert not atoms.get_stress().any()
+
+
+class TestDynamics:
+    def drift(self, calculator, timestep, length=40.0):
+        atoms = structure("water_dimer")
+        atoms.calc = calculator
+        MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+        energies = []
+        md = VelocityVerlet(atoms, timestep * units.fs)
+        md.attach(lambda: energies.append(atoms.get_total_energy()))
+        md.run(round(length / timestep))
+        return np.std(energies) / len(atoms)
+
+    def test_energy_is_conserved(self, calculator):
+        """The error of velocity Verlet falls with the square of the step, which it does only if forces are the energy's gradient."""
+        coarse, fine = self.drift(calculator, 0.2), self.drift(calculator, 0.1)
+        assert coarse < 2e-3
+        assert 3.3 < coarse / fine < 4.7
+
+    def test_relaxation(self, calculator):
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        before = atoms.get_potential_energy()
+        BFGS(atoms, logfile=None).run(fmax=0.05, steps=5)
+        assert atoms.get_potential_energy() < before
+
+    def test_cell_relaxation(self, calculator):
+        atoms = structure("triclinic")
+        atoms.calc = calculator
+        before = atoms.get_potential_energy()
+        BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.05, steps=3)
+        assert atoms.get_potential_energy() < before
+
+    def test_constraints(self, calculator):
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        atoms.set_constraint(FixAtoms([0]))
+        assert not atoms.get_forces()[0].any()
+        assert atoms.get_forces(apply_constraint=False)[0].any()
+
+
+class TestStorage:
+    def test_trajectory(self, calculator, tmp_path):
+        atoms = structure("triclinic")
+        atoms.calc = calculator
+        energy, stress = atoms.get_potential_energy(), atoms.get_stress()
+        with Trajectory(tmp_path / "a.traj", "w", atoms) as trajectory:
+            trajectory.write()
+        back = read(tmp_path / "a.traj")
+        assert back.get_potential_energy() == energy
+        np.testing.assert_array_equal(back.get_stress(), stress)
+        assert back.calc.name == "mlff"
+
+    def test_trajectory_without_stress(self, calculator, tmp_path):
+        atoms = structure("wire")
+        atoms.calc = calculator
+        atoms.get_forces()
+        with Trajectory(tmp_path / "a.traj", "w", atoms) as trajectory:
+            trajectory.write()
+        np.testing.assert_array_equal(read(tmp_path / "a.traj").get_forces(), atoms.get_forces())
+
+    def test_extxyz(self, calculator, tmp_path):
+        atoms = structure("triclinic")
+        atoms.calc = calculator
+        atoms.get_stress()
+        write(tmp_path / "a.extxyz", atoms)
+        np.testing.assert_allclose(read(tmp_path / "a.extxyz").get_forces(), atoms.get_forces(), atol=1e-7)
+
+    def test_database(self, calculator, path, tmp_path):
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        atoms.get_forces()
+        with connect(tmp_path / "a.db") as db:
+            row = db.get(id=db.write(atoms))
+        assert row.calculator == "mlff"
+        assert row.energy == atoms.get_potential_energy()
+        assert row.calculator_parameters == {"model_path": str(path), "threads": 1, "sha256": calculator.sha256}
+
+    def test_parameters(self, calculator, path):
+        assert calculator.parameters == {"model_path": str(path), "device": "cpu", "threads": 1}
+        assert calculator.todict(skip_default=False) == {**calculator.parameters, "sha256": calculator.sha256}
+        assert len(calculator.sha256) == 64
+
+    @pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "copy", "pickle"])
+    def test_copies_are_independent(self, calculator, way):
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        forces = atoms.get_forces()
+        other = way(calculator)
+        assert other.parameters == calculator.parameters and other._system is not calculator._system
+        assert other.get_property("forces", atoms, allow_calculation=False) is not None
+        atoms.calc = None
+        del calculator
+        moved = structure("ethanol")
+        moved.positions += 1.0
+        np.testing.assert_allclose(other.get_property("forces", moved), forces, atol=1e-5)
+
+
+class TestErrors:
+    def test_unknown_element(self, calculator):
+        atoms = Atoms("NaClO", positions=np.eye(3) * 2)
+        with pytest.raises(ValueError, match="knows the elements H C O, not Cl Na"):
+            calculator.get_property("energy", atoms)
+
+    def test_nan(self, calculator):
+        """After an error the calculator goes on with better input, and has no results of the bad one."""
+        atoms = structure("ethanol")
+        atoms.calc = calculator
+        good = atoms.get_forces()
+        atoms.positions[3, 1] = np.nan
+        for _ in range(2):
+            with pytest.raises(ValueError, match="(?i)nan|finite"):
+                atoms.get_forces()
+        atoms.positions = structure("ethanol").positions
+        np.testing.assert_array_equal(atoms.get_forces(), good)
+
+    def test_cell_that_spans_nothing(self, calculator):
+        atoms = structure("ethanol")
+        atoms.pbc = True
+        with pytest.raises(ValueError, match="cell"):
+            calculator.get_property("energy", atoms)
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(MLFFFileError, match="none.pt"):
+            MLFFCalculator(tmp_path / "none.pt")
+
+    def test_foreign_file(self, tmp_path):
+        (tmp_path / "a.pt").write_text("something else")
+        with pytest.raises(MLFFFileError, match="a.pt"):
+            MLFFCalculator(tmp_path / "a.pt")
+
+    def test_unknown_device(self, path):
+        with pytest.raises(RuntimeError, match="abacus"):
+            MLFFCalculator(path, device="abacus")
+
+    def test_unknown_parameter(self, path, calculator):
+        with pytest.raises(ValueError, match="colour"):
+            MLFFCalculator(path, colour="blue")
+        with pytest.raises(ValueError, match="new calculator"):
+            calculator.set(model_path="other.pt")
+
+    def test_errors_are_one_line(self, calculator, tmp_path):
+        for action in (lambda: MLFFCalculator(tmp_path / "none.pt"), lambda: calculator.get_property("energy", Atoms("Xe"))):
+            with pytest.raises(Exception) as error:
+                action()
+            assert "\n" not in str(error.value)
+
+
+def test_self_check(path):
+    MLFFCalculator(path, self_check=True)
+
+
+def test_threads_can_be_changed(calculator, model):
+    atoms = structure("triclinic")
+    atoms.calc = calculator
+    one = atoms.get_forces()
+    calculator.set(threads=2)
+    np.testing.assert_allclose(atoms.get_forces(), one, atol=1e-5)
+    assert calculator.parameters["threads"] == 2
