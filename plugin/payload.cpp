@@ -39,7 +39,8 @@ std::optional<std::string> fault(const uint8_t *p, size_t available) {
   const auto size = little_endian<uint64_t>(p + 24), header_size = little_endian<uint64_t>(p + 32);
   if (version > kVersion)
     return "payload format " + std::to_string(version) + " is newer than this mlff reads (" + std::to_string(kVersion) + "); update mlff";
-  if (version == 0 || little_endian<uint32_t>(p + 20) != 0 || size < kHeadSize || header_size > size - kHeadSize)
+  if (version == 0 || little_endian<uint32_t>(p + 20) != 0 || size < kHeadSize || header_size > size - kHeadSize ||
+      (kHeadSize + header_size) % kAlignment != 0)
     return "the payload's first bytes are damaged; get the file again";
   if (size > available)
     return "the file is truncated: the payload has " + std::to_string(size) + " bytes, " + std::to_string(available) + " are there; get it again";
@@ -56,6 +57,7 @@ json parse_header(const std::string &text, const std::string &name) {
     return true;
   };
   json header;
+  if (text.find('\0') != std::string::npos) fail(MLFF_ERROR_FILE, "%s: the header is not valid JSON (it holds a zero byte)", name.c_str());
   try {
     header = json::parse(text, limit);
   } catch (const json::exception &e) {

@@ -113,7 +113,7 @@ def _fault(data) -> Optional[str]:
     _, version, zero, size, header_size, digest = _HEAD.unpack(data[: _HEAD.size])
     if version > VERSION:
         return f"payload format {version} is newer than this mlff reads ({VERSION}); update mlff"
-    if version == 0 or zero != 0 or size < _HEAD.size or header_size > size - _HEAD.size:
+    if version == 0 or zero != 0 or size < _HEAD.size or header_size > size - _HEAD.size or (_HEAD.size + header_size) % _ALIGN:
         return "the payload's first bytes are damaged; get the file again"
     if size > len(data):
         return f"the file is truncated: the payload has {size} bytes, {len(data)} are there; get it again"
