@@ -105,9 +105,10 @@ class Model {
       }
       if (last_species < 0) {
         std::string known;
-        for (int32_t s = 0; s < mlff_model_n_species(handle_); ++s) known.append(" ").append(std::to_string(mlff_model_atomic_numbers(handle_)[s]));
-        fail("atom " + std::to_string(atoms[k]) + " has atomic number " + std::to_string(number) + ", which the model does not know; it knows" +
-             known);
+        for (int32_t s = 0; s < mlff_model_n_species(handle_); ++s)
+          known.append(" ").append(std::to_string(mlff_model_atomic_numbers(handle_)[s]));
+        fail("atom " + std::to_string(atoms[k]) + " has atomic number " + std::to_string(number) +
+             ", which the model does not know; it knows" + known);
       }
       species[k] = last_species;
     }
@@ -138,7 +139,8 @@ std::shared_ptr<Model> model_of(const Tensor &payload) {
   if (size >= HASH_END) std::memcpy(hash.data(), bytes + HASH_OFFSET, hash.size());
   for (size_t k = cache.models.size(); k-- > 0;)
     if (cache.models[k].first == hash) {
-      std::rotate(cache.models.begin() + static_cast<int64_t>(k), cache.models.begin() + static_cast<int64_t>(k) + 1, cache.models.end());
+      std::rotate(cache.models.begin() + static_cast<int64_t>(k), cache.models.begin() + static_cast<int64_t>(k) + 1,
+                  cache.models.end());
       return cache.models.back().second;
     }
   auto model = std::make_shared<Model>(bytes, size);
@@ -147,7 +149,8 @@ std::shared_ptr<Model> model_of(const Tensor &payload) {
   return model;
 }
 
-template <class T> std::vector<double> scaled(const Tensor &t, double factor) {
+template <class T>
+std::vector<double> scaled(const Tensor &t, double factor) {
   const T *x = t.const_data_ptr<T>();
   std::vector<double> out(static_cast<size_t>(t.numel()));
   for (size_t k = 0; k < out.size(); ++k) out[k] = factor * static_cast<double>(x[k]);
@@ -157,8 +160,9 @@ template <class T> std::vector<double> scaled(const Tensor &t, double factor) {
 // Lengths of the tensor [rows, 3] in nm, as Angstrom.
 std::vector<double> lengths(const Tensor &given, const char *name) {
   if (!given.is_cpu())
-    fail(std::string(name) + " are on a GPU, where this operator does not run yet; use OpenMM's CPU or Reference platform, move them to the "
-                             "CPU, or export the model with --portable");
+    fail(std::string(name) +
+         " are on a GPU, where this operator does not run yet; use OpenMM's CPU or Reference platform, move them to the "
+         "CPU, or export the model with --portable");
   const ScalarType dtype = given.scalar_type();
   if (dtype != ScalarType::Float && dtype != ScalarType::Double) fail(std::string(name) + " must be float32 or float64");
   const Tensor t = torch::stable::contiguous(given);
@@ -184,14 +188,16 @@ std::vector<int64_t> selected(const std::optional<Tensor> &indices, int64_t n_at
   atoms = integers(*indices, "indices");
   std::vector<bool> seen(static_cast<size_t>(n_atoms), false);
   for (const int64_t k : atoms) {
-    if (k < 0 || k >= n_atoms) fail("index " + std::to_string(k) + " in indices is outside the system of " + std::to_string(n_atoms) + " atoms");
+    if (k < 0 || k >= n_atoms)
+      fail("index " + std::to_string(k) + " in indices is outside the system of " + std::to_string(n_atoms) + " atoms");
     if (seen[static_cast<size_t>(k)]) fail("atom " + std::to_string(k) + " is listed twice in indices");
     seen[static_cast<size_t>(k)] = true;
   }
   return atoms;
 }
 
-template <class T> void scatter(Tensor &forces, const std::vector<int64_t> &atoms, const std::vector<double> &values) {
+template <class T>
+void scatter(Tensor &forces, const std::vector<int64_t> &atoms, const std::vector<double> &values) {
   constexpr double factor = KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM;
   T *out = forces.mutable_data_ptr<T>();
   for (size_t k = 0; k < atoms.size(); ++k)
@@ -207,16 +213,21 @@ template <class T> void scatter(Tensor &forces, const std::vector<int64_t> &atom
 // Returns the energy in kJ/mol, a float64 scalar, and the forces [n, 3] in kJ/mol/nm, in the dtype of positions and zero for atoms
 // outside `indices`. As many threads as torch.get_num_threads().
 std::tuple<Tensor, Tensor> energy_forces(const Tensor &payload, const std::optional<Tensor> &atomic_numbers,
-                                         const std::optional<Tensor> &indices, const Tensor &positions, const std::optional<Tensor> &box) {
+                                         const std::optional<Tensor> &indices, const Tensor &positions,
+                                         const std::optional<Tensor> &box) {
   if (!atomic_numbers)
-    fail("the model file has no elements baked in, and TorchForce passes positions only; export it with 'mlff-export --structure FILE', or use "
-         "mlff.openmm.create_force(model, topology)");
+    fail(
+        "the model file has no elements baked in, and TorchForce passes positions only; export it with 'mlff-export --structure "
+        "FILE', or use "
+        "mlff.openmm.create_force(model, topology)");
   if (positions.dim() != 2 || positions.size(1) != 3) fail("positions must have the shape [n, 3], got " + shape_of(positions));
-  if (box && (box->dim() != 2 || box->size(0) != 3 || box->size(1) != 3)) fail("the box must have the shape [3, 3], got " + shape_of(*box));
+  if (box && (box->dim() != 2 || box->size(0) != 3 || box->size(1) != 3))
+    fail("the box must have the shape [3, 3], got " + shape_of(*box));
   const int64_t n_atoms = positions.size(0);
   const std::vector<int64_t> numbers = integers(*atomic_numbers, "atomic_numbers");
   if (static_cast<int64_t>(numbers.size()) != n_atoms)
-    fail("the system has " + std::to_string(n_atoms) + " atoms, but the model file was written for " + std::to_string(numbers.size()) +
+    fail("the system has " + std::to_string(n_atoms) + " atoms, but the model file was written for " +
+         std::to_string(numbers.size()) +
          "; export it for this system with 'mlff-export --structure FILE' or mlff.openmm.create_force(model, topology)");
 
   const std::vector<int64_t> atoms = selected(indices, n_atoms);
@@ -233,7 +244,8 @@ std::tuple<Tensor, Tensor> energy_forces(const Tensor &payload, const std::optio
   const std::shared_ptr<Model> model = model_of(payload);
   std::unique_ptr<System> system = model->acquire(model->species_of(numbers, atoms));
   check(mlff_system_set_threads(system->handle, static_cast<int32_t>(torch::stable::get_num_threads())));
-  const int status = mlff_system_compute_periodic(system->handle, x.data(), box ? cell.data() : nullptr, box ? periodic : nullptr, &results);
+  const int status =
+      mlff_system_compute_periodic(system->handle, x.data(), box ? cell.data() : nullptr, box ? periodic : nullptr, &results);
   const std::string error = status == MLFF_OK ? "" : mlff_last_error();
   model->release(std::move(system));
   if (status != MLFF_OK) fail(error);
@@ -253,7 +265,8 @@ std::tuple<Tensor, Tensor> energy_forces(const Tensor &payload, const std::optio
 
 STABLE_TORCH_LIBRARY(mlff, m) {
   m.def(
-      "energy_forces(Tensor payload, Tensor? atomic_numbers, Tensor? indices, Tensor positions, Tensor? box) -> (Tensor energy, Tensor "
+      "energy_forces(Tensor payload, Tensor? atomic_numbers, Tensor? indices, Tensor positions, Tensor? box) -> (Tensor energy, "
+      "Tensor "
       "forces)");
 }
 

@@ -3,9 +3,10 @@
 Importing this module registers the operator, which ``openmmtorch.TorchForce("model.pt")`` needs for a file that was written with
 its elements baked in (``mlff-export --structure FILE``). :func:`create_force` takes the elements from the topology instead.
 
-The force runs on OpenMM's Reference and CPU platforms, and a portable one (``portable=True``) on every platform of OpenMM-Torch. It uses
-as many threads as ``torch.get_num_threads()``. Do not copy or serialise a System that holds a TorchForce: XmlSerializer.deserialize of any
-TorchForce, which copy.deepcopy uses too, ends in a segmentation fault in acellera-openmmtorch 1.10.
+The force runs on OpenMM's Reference and CPU platforms, and a portable one (``portable=True``) on every platform of OpenMM-Torch.
+It uses as many threads as ``torch.get_num_threads()``. Do not copy or serialise a System that holds a TorchForce:
+XmlSerializer.deserialize of any TorchForce, which copy.deepcopy uses too, ends in a segmentation fault in
+acellera-openmmtorch 1.10.
 """
 
 from typing import Optional, Sequence
@@ -64,6 +65,6 @@ def _check_elements(known: Sequence[str], topology, atoms: Optional[Sequence[int
         element = atom.element.symbol if atom.element else "without an element"
         if element not in known:
             raise ValueError(
-                f"atom {atom.index} ({atom.name} of {atom.residue.name} {atom.residue.id}) is {element}, which the model does not know; "
-                f"it knows {' '.join(known)}. Leave the atom to another force with atoms=[...]"
+                f"atom {atom.index} ({atom.name} of {atom.residue.name} {atom.residue.id}) is {element}, which the model does not "
+                f"know; it knows {' '.join(known)}. Leave the atom to another force with atoms=[...]"
             )

@@ -4,9 +4,10 @@ It strings the reference operations and their analytic gradients together, in th
 on the weights of the payload: float32, with distances, energies and sums of forces in float64, like the core. No autograd
 takes part.
 
-It is slower than the operator and holds all edges at once, about 100 F bytes for each directed pair (F features): 512 water molecules
-take 1 GB with 128 features. Its neighbour search looks at all pairs in blocks (no cell list), so its time grows with the
-square of the number of atoms. Use it for a few thousand atoms at most. On a GPU sums are atomic: the last digits vary from run to run.
+It is slower than the operator and holds all edges at once, about 100 F bytes for each directed pair (F features): 512 water
+molecules take 1 GB with 128 features. Its neighbour search looks at all pairs in blocks (no cell list), so its time grows
+with the square of the number of atoms. Use it for a few thousand atoms at most. On a GPU sums are atomic: the last digits vary
+from run to run.
 """
 
 from typing import List, Optional, Tuple
@@ -32,9 +33,9 @@ def find_pairs(
 ) -> Tuple[Tensor, Tensor]:
     """All directed pairs within the cutoff, in plain torch.
 
-    The separation of a pair is brought to -1/2 .. 1/2 cell vectors in each direction. Images s with |s| <= cutoff / height + 1/2 can then
-    lie within the cutoff, where height is the distance between the two faces of the cell; for a cell higher than twice
-    the cutoff that is s = 0 alone.
+    The separation of a pair is brought to -1/2 .. 1/2 cell vectors in each direction. Images s with |s| <= cutoff / height + 1/2
+    can then lie within the cutoff, where height is the distance between the two faces of the cell; for a cell higher than
+    twice the cutoff that is s = 0 alone.
 
     Args:
         x: positions [n, 3] in Angstrom, float64; atoms may lie outside the cell.
@@ -55,8 +56,13 @@ def find_pairs(
         inverse_height = torch.linalg.vector_norm(inverse, dim=0)
         if float(inverse_height.max()) > max_images / cutoff:
             raise RuntimeError(
-                "mlff: the box is " + str(float(1.0 / inverse_height.max())) + " Angstrom high; the smallest height allowed is "
-                + str(cutoff / max_images) + " (the cutoff / " + str(max_images) + ")"
+                "mlff: the box is "
+                + str(float(1.0 / inverse_height.max()))
+                + " Angstrom high; the smallest height allowed is "
+                + str(cutoff / max_images)
+                + " (the cutoff / "
+                + str(max_images)
+                + ")"
             )
         reach = torch.floor(cutoff * inverse_height + 0.5)
         ranges = [torch.arange(-float(reach[k]), float(reach[k]) + 1.0, dtype=torch.float64) for k in range(3)]
@@ -147,25 +153,41 @@ class PortableModel(nn.Module):
             if k > 0:
                 s_in.append(s)
                 v_in.append(v)
-                x.append(source_features(s, self.source_w1[k - 1], self.source_b1[k - 1], self.source_w2[k - 1], self.source_b2[k - 1]))
+                x.append(
+                    source_features(s, self.source_w1[k - 1], self.source_b1[k - 1], self.source_w2[k - 1], self.source_b2[k - 1])
+                )
                 s, v = message(x[-1], v, s, edges, unit, basis, self.filter[k - 1])
             s_mid.append(s)
             v_mid.append(v)
             s, v = update(s, v, self.update_vu[k], self.update_w1[k], self.update_b1[k], self.update_w2[k], self.update_b2[k])
         pair = self.pair_table[species[edges[0]] * self.n_species + species[edges[1]]]
         pair_energy, pair_slope = repulsion(d64, pair)
-        atom_energy = readout(s, self.readout_w1, self.readout_b1, self.readout_w2, self.readout_b2).to(torch.float64) + self.shift[species]
+        atom_energy = (
+            readout(s, self.readout_w1, self.readout_b1, self.readout_w2, self.readout_b2).to(torch.float64) + self.shift[species]
+        )
 
         g_s, g_v = readout_backward(s, self.readout_w1, self.readout_b1, self.readout_w2), torch.zeros_like(v)
         gradient = pair_slope.unsqueeze(-1) * unit64
         for back in range(self.n_layers):
             k = self.n_layers - 1 - back
             g_s, g_v = update_backward(
-                g_s, g_v, s_mid[k], v_mid[k], self.update_vu[k], self.update_w1[k], self.update_b1[k], self.update_w2[k], self.update_b2[k]
+                g_s,
+                g_v,
+                s_mid[k],
+                v_mid[k],
+                self.update_vu[k],
+                self.update_w1[k],
+                self.update_b1[k],
+                self.update_w2[k],
+                self.update_b2[k],
             )
             if k > 0:
-                g_x, g_v, g_edge = message_backward(g_s, g_v, x[k - 1], v_in[k - 1], edges, unit, d, basis, slope, self.filter[k - 1])
-                g_s = g_s + source_features_backward(g_x, s_in[k - 1], self.source_w1[k - 1], self.source_b1[k - 1], self.source_w2[k - 1])
+                g_x, g_v, g_edge = message_backward(
+                    g_s, g_v, x[k - 1], v_in[k - 1], edges, unit, d, basis, slope, self.filter[k - 1]
+                )
+                g_s = g_s + source_features_backward(
+                    g_x, s_in[k - 1], self.source_w1[k - 1], self.source_b1[k - 1], self.source_w2[k - 1]
+                )
             else:
                 g_edge = message_first_backward(g_s, g_v, self.q_s, self.q_v, species, edges, unit, d, basis, slope)
             gradient = gradient + g_edge.to(torch.float64)
@@ -182,7 +204,10 @@ class PortableModel(nn.Module):
             )
         if positions.size(0) != self.n_atoms:
             raise RuntimeError(
-                "mlff: the system has " + str(positions.size(0)) + " atoms, but the model file was written for " + str(self.n_atoms)
+                "mlff: the system has "
+                + str(positions.size(0))
+                + " atoms, but the model file was written for "
+                + str(self.n_atoms)
                 + "; export it for this system with 'mlff-export --structure FILE' or mlff.openmm.create_force(model, topology)"
             )
         x = positions.detach().to(torch.float64)[self.atoms] * units.ANGSTROM_PER_NM
@@ -190,11 +215,12 @@ class PortableModel(nn.Module):
             raise RuntimeError("mlff: positions must be finite numbers, got NaN or infinity")
         cell: Optional[Tensor] = None
         if boxvectors is not None:
-            cell = boxvectors.detach().to(torch.float64) * units.ANGSTROM_PER_NM
+            cell = boxvectors.detach().to(positions.device, torch.float64) * units.ANGSTROM_PER_NM
         edges, r = find_pairs(x, self.cutoff, cell)
         if bool((r == 0.0).all(-1).any()):
             raise RuntimeError("mlff: two atoms lie at the same place")
         energy, gradient = self.energy_and_gradient(edges, r)
         forces, _ = forces_and_virial(gradient, edges, r, x.size(0))
-        out = torch.zeros_like(positions, dtype=torch.float64).index_copy(0, self.atoms, forces * (units.KJ_PER_MOL_PER_EV * units.ANGSTROM_PER_NM))
+        out = torch.zeros_like(positions, dtype=torch.float64).index_copy(0, self.atoms, forces)
+        out = out * (units.KJ_PER_MOL_PER_EV * units.ANGSTROM_PER_NM)
         return energy * units.KJ_PER_MOL_PER_EV, out.to(positions.dtype)

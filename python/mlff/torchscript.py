@@ -59,9 +59,9 @@ def module(
 ) -> torch.jit.ScriptModule:
     """The scripted module of a payload.
 
-    Its ``forward(positions, boxvectors=None)`` takes positions [n, 3] in nm (float32 or float64) and box vectors [3, 3] in nm (rows), and
-    returns the energy in kJ/mol (float64 scalar) and forces [n, 3] in kJ/mol/nm (the dtype of positions; zero for atoms that
-    the model does not handle).
+    Its ``forward(positions, boxvectors=None)`` takes positions [n, 3] in nm (float32 or float64) and box vectors [3, 3]
+    in nm (rows). It returns the energy in kJ/mol (float64 scalar) and forces [n, 3] in kJ/mol/nm (the dtype of positions; zero for atoms
+    that the model does not handle).
 
     Args:
         payload: bytes of :func:`mlff.export.build_payload` or :func:`mlff.payload.find`.
@@ -88,9 +88,13 @@ def module(
 
 
 def save(
-    payload: bytes, path, atomic_numbers: Optional[Sequence[int]] = None, indices: Optional[Sequence[int]] = None, portable: bool = False
+    payload: bytes,
+    path,
+    atomic_numbers: Optional[Sequence[int]] = None,
+    indices: Optional[Sequence[int]] = None,
+    portable: bool = False,
 ) -> None:
-    """Writes ``model.pt``; arguments and errors as for :func:`module`. A file at ``path`` is replaced when the new one is complete."""
+    """Writes ``model.pt``; arguments and errors as for :func:`module`. A file in its place is replaced at the end."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     script = module(payload, atomic_numbers, indices, portable)
@@ -143,7 +147,8 @@ def _check_atoms(known: Sequence[int], numbers: Optional[Tensor], indices: Optio
     for atom in selected.tolist():
         if int(numbers[atom]) not in known:
             raise ValueError(
-                f"atom {atom} is {_symbol(int(numbers[atom]))}, which the model does not know; it knows {' '.join(_symbol(z) for z in known)}"
+                f"atom {atom} is {_symbol(int(numbers[atom]))}, which the model does not know; "
+                f"it knows {' '.join(_symbol(z) for z in known)}"
             )
 
 
