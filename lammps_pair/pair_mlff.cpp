@@ -200,9 +200,7 @@ void PairMLFF::coeff(int narg, char **arg)
     error->all(FLERR, "Pair style mlff needs units metal or real, got {}", update->unit_style);
   core->energy_unit = metal ? 1.0 : KCAL_PER_MOL_PER_EV;
 
-  if (narg < 2 || strcmp(arg[0], "*") != 0 || strcmp(arg[1], "*") != 0)
-    error->all(FLERR, "Pair style mlff needs one pair_coeff for all types: pair_coeff * * and an element or NULL for each of the {} types", n);
-  if (narg - 2 != n)
+  if (narg - 2 != n)    // LAMMPS itself asks for * * because of one_coeff
     error->all(FLERR, "Pair style mlff: pair_coeff must name an element or NULL for each of the {} atom types, got {}", n, narg - 2);
 
   if (!allocated) {
@@ -280,8 +278,7 @@ void PairMLFF::compute(int eflag, int vflag)
   if (vflag_atom) results.atom_virial = grown(core->atom_virial, 6 * size_t(n_total) + 1);
 
   const double *positions = n_total ? atom->x[0] : results.forces;    // never a null pointer
-  if (mlff_system_compute(core->system, positions, &results) != MLFF_OK)
-    error->one(FLERR, "Pair style mlff, step {}: {}", update->ntimestep, mlff_last_error());
+  if (mlff_system_compute(core->system, positions, &results) != MLFF_OK) report_failure();
 
   const double unit = core->energy_unit;
   double *f = n_total ? atom->f[0] : nullptr;
@@ -293,6 +290,32 @@ void PairMLFF::compute(int eflag, int vflag)
     for (int i = 0; i < n_local; i++) eatom[i] += unit * results.atom_energy[i];
   if (vflag_atom)
     for (size_t k = 0; k < 6 * size_t(n_total); k++) vatom[0][k] += unit * results.atom_virial[k];
+}
+
+/* ----------------------------------------------------------------------
+   the core counts atoms of this rank from 0: name those that have gone astray by their IDs instead
+------------------------------------------------------------------------- */
+
+void PairMLFF::report_failure()
+{
+  const std::string message = mlff_last_error();
+  const int n_total = atom->nlocal + atom->nghost;
+  double **x = atom->x;
+  auto id = [&](int i) { return atom->tag_enable ? atom->tag[i] : tagint(i + 1); };
+  for (int i = 0; i < n_total; i++)
+    for (int k = 0; k < 3; k++)
+      if (!std::isfinite(x[i][k]))
+        error->one(FLERR, "Pair style mlff, step {}: the position of atom {} is not finite ({} = {}): the simulation is unstable", update->ntimestep,
+                   id(i), "xyz"[k], x[i][k]);
+  for (int i = 0; i < atom->nlocal; i++)
+    for (int64_t e = core->offsets[i]; e < core->offsets[i + 1]; e++) {
+      const double *a = x[i], *b = x[core->neighbors[e]];
+      const double d = std::hypot(a[0] - b[0], a[1] - b[1], a[2] - b[2]);
+      if (d < 1e-6)
+        error->one(FLERR, "Pair style mlff, step {}: atoms {} and {} are at the same position ({:.2g} A apart)", update->ntimestep, id(i),
+                   id(core->neighbors[e]), d);
+    }
+  error->one(FLERR, "Pair style mlff, step {}: {}", update->ntimestep, message);
 }
 
 /* ----------------------------------------------------------------------

@@ -48,6 +48,7 @@ class PairMLFF : public Pair {
   void self_check();
   void update_neighbors();
   void refuse_excluded_pairs();
+  [[noreturn]] void report_failure();
   static int exchange(void *, float *, int);
 };
 

@@ -17,7 +17,7 @@ from mlff.painn import energy_and_gradient
 ENERGY = 1e-6  # eV/atom
 FORCE = 1e-5  # eV/Angstrom
 VIRIAL = 1e-5  # eV/atom
-FLOAT32 = 2e-6  # the kernels compute in float32, and these random models have forces of up to 80 eV/Angstrom
+FLOAT32 = 2e-6  # relative: the kernels compute in float32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +27,10 @@ def lammps():
 
 @pytest.fixture(scope="module")
 def model():
-    return random_model(16, 3)
+    """Random, but weak enough beside the short-range repulsion that molecular dynamics with it is possible."""
+    model = random_model(16, 3)
+    model.readout["w2"].mul_(0.02)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -241,14 +244,12 @@ print "$(press:%.12g) $(c_kinetic:%.12g) $(c_pair:%.12g)" file pressure.txt
 def test_nve_conserves_energy(ranks, model_file, tmp_path):
     """The error of velocity Verlet shrinks with the square of the time step: no force is missing and none is stale."""
     deviations = []
-    for dt, steps in ((0.0004, 100), (0.0002, 200)):
+    for dt, steps in ((0.0004, 40), (0.0002, 80)):
         script = start(tmp_path, water_box(3), model_file) + f"""
-minimize 0 0 20 100
-reset_timestep 0
 velocity all create 300 1
 fix move all nve
 timestep {dt}
-thermo {steps // 50}
+thermo {steps // 20}
 thermo_style custom step etotal ke
 thermo_modify format float %.12g
 log nve.{dt}
@@ -257,9 +258,9 @@ run {steps}
         run(script, tmp_path, ranks)
         lines = [x.split() for x in (tmp_path / f"nve.{dt}").read_text().splitlines()]
         rows = np.array([x for x in lines if len(x) == 3 and x[0].isdigit()], dtype=float)
-        assert len(rows) == 51
+        assert len(rows) == 21
         deviations.append(np.ptp(rows[:, 1]) / rows[:, 2].mean())
-    assert deviations[0] < 0.02 and deviations[1] < 0.4 * deviations[0], deviations
+    assert deviations[0] < 0.01 and 0.2 < deviations[1] / deviations[0] < 0.3, deviations
 
 
 def test_respa(model, model_file, tmp_path):
@@ -306,7 +307,7 @@ pair_coeff 2 3 zero
 """
     run(script + FINAL, tmp_path, ranks)
     results = read_results(tmp_path, "final")
-    own = atoms.symbols != "C"
+    own = atoms.numbers != 6
     assert not results.forces[~own].any() and not results.energies[~own].any()
     check(results._replace(energies=results.energies[own], forces=results.forces[own], virials=results.virials[own]), model, atoms[own])
 
@@ -334,10 +335,25 @@ bond_coeff *
     assert "use special_bonds lj/coul 1.0 1.0 1.0" in output
 
 
+@pytest.fixture(scope="module")
+def student_file(tmp_path_factory) -> Path:
+    from mlff import pretrained
+    from mlff.export import build_payload
+    from mlff.painn import load_checkpoint
+
+    try:
+        checkpoint = pretrained("ethanol-water")
+    except ValueError as e:
+        pytest.skip(str(e))
+    path = tmp_path_factory.mktemp("student") / "model.pt"
+    path.write_bytes(build_payload(load_checkpoint(checkpoint), {"teacher": "see the student"}))
+    return path
+
+
 @pytest.mark.parametrize("name", ["water", "ethanol", "npt", "hybrid"])
-def test_examples(name, model_file, tmp_path):
+def test_examples(name, student_file, tmp_path):
     examples = Path(__file__).parents[2] / "examples" / "lammps"
     for file in examples.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    script = f"variable model index {model_file}\nvariable steps index 4\nvariable n index 3\ninclude in.{name}\n"
+    script = f"variable model index {student_file}\nvariable steps index 4\nvariable n index 3\ninclude in.{name}\n"
     assert "Loop time" in run(script, tmp_path, ranks=2)
