@@ -19,7 +19,7 @@ def random_model(features: int = 32, layers: int = 3, species=("H", "C", "O"), c
         torch.manual_seed(seed)
         model = PaiNN(PaiNNConfig(species=list(species), features=features, layers=layers, n_radial=12, cutoff=cutoff))
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for parameter in model.parameters():
                 if parameter.ndim < 2:
                     parameter.add_(0.1 * torch.randn_like(parameter))
             model.readout["w2"].mul_(0.2)

@@ -75,7 +75,9 @@ class MLFFCalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         atoms, wanted, solid = self.atoms, set(properties), bool(self.atoms.pbc.all())
         if wanted & {"stress", "stresses"} and not solid:
-            raise PropertyNotImplementedError(f"stress needs a cell that is periodic in three directions, got pbc {atoms.pbc.tolist()}")
+            raise PropertyNotImplementedError(
+                f"stress needs a cell that is periodic in three directions, got pbc {atoms.pbc.tolist()}"
+            )
         names = ["energy", "atom_energy"]
         if wanted - {"energy", "free_energy", "energies"}:
             names += ["forces", "virial"]

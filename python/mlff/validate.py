@@ -17,7 +17,6 @@ from typing import Callable, List, Optional, Sequence, Union
 import ase.io
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import PropertyNotImplementedError
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
@@ -39,9 +38,9 @@ class Check:
         name: what was measured.
         value: the number, in ``unit``; None where it could not be measured, with the reason in ``note``.
         limit: largest value that passes; None for a number that is reported without judgement.
-        passed: whether value <= limit; None without a limit.
         note: how it was measured, or what went wrong.
         figure: PNG picture or None.
+        passed: whether value <= limit; None without a limit; False for a check that could not be carried out.
     """
 
     name: str
@@ -50,11 +49,13 @@ class Check:
     limit: Optional[float] = None
     note: str = ""
     figure: Optional[bytes] = field(default=None, repr=False)
-    passed: Optional[bool] = field(init=False)
+    passed: Optional[bool] = None
 
     def __post_init__(self):
-        self.value = None if self.value is None else float(self.value)
-        self.passed = None if self.limit is None else self.value is not None and bool(self.value <= self.limit)
+        if self.value is not None:
+            self.value = float(self.value)
+            if self.limit is not None:
+                self.passed = self.value <= self.limit
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Report:
     def to_dict(self) -> dict:
         """JSON values; figures are left out."""
         checks = [{k: v for k, v in asdict(check).items() if k != "figure"} for check in self.checks]
-        return {**{k: v for k, v in self.__dict__.items() if k != "checks"}, "mlff_version": __version__, "passed": self.passed, "checks": checks}
+        return {**self.__dict__, "mlff_version": __version__, "passed": self.passed, "checks": checks}
 
 
 def validate(model_path, structures: Union[str, Path, Sequence[Atoms]], report=None) -> Report:
@@ -102,15 +103,16 @@ def validate(model_path, structures: Union[str, Path, Sequence[Atoms]], report=N
 
     Args:
         model_path: a model.pt.
-        structures: file readable by ASE (extxyz ...), all of its frames, or a list of ase.Atoms. Energies (eV), forces (eV/Angstrom)
-            and stresses (eV/Angstrom^3) stored with them are compared with; the other checks need none.
+        structures: file readable by ASE (extxyz ...), all of its frames, or a list of ase.Atoms. Energies (eV), forces
+            (eV/Angstrom) and stresses (eV/Angstrom^3) stored with them are compared with; the other checks need none.
         report: HTML page to write, with a JSON file of the same name beside it; None for none.
 
     Returns:
         the report; ``report.passed`` says whether every check with a limit passed.
 
     Raises:
-        OSError, ValueError: a file is missing or cannot be read, there are no structures, or the model does not know an element.
+        MLFFFileError: the model file is missing or damaged.
+        OSError, ValueError: the structures cannot be read, there are none, or the model does not know one of their elements.
     """
     from rich.console import Console
     from rich.progress import track
@@ -127,13 +129,15 @@ def validate(model_path, structures: Union[str, Path, Sequence[Atoms]], report=N
         atoms.set_constraint()
         unknown = sorted(set(atoms.symbols) - set(calculator.species))
         if unknown:
-            raise ValueError(f"{name}, structure {k}: the model knows the elements {' '.join(calculator.species)}, not {' '.join(unknown)}")
+            raise ValueError(
+                f"{name}, structure {k}: the model knows the elements {' '.join(calculator.species)}, not {' '.join(unknown)}"
+            )
     case, checks = Case(calculator, frames, labels), []
     for function in track(CHECKS, description="validate", console=console, transient=True):
         try:
             checks += function(case)
         except (ValueError, RuntimeError, FloatingPointError) as e:  # one check must not take the others with it
-            checks.append(Check(function.__name__.replace("_", " "), None, limit=0.0, note=" ".join(str(e).split())))
+            checks.append(Check(function.__name__.replace("_", " "), None, note=" ".join(str(e).split()), passed=False))
     result = Report(str(model_path), calculator.sha256, name, len(frames), checks, time.perf_counter() - start)
     _print(result, console)
     if report is not None:
@@ -174,17 +178,24 @@ def errors(case: Case) -> List[Check]:
     checks = []
     if energy:
         label, model = np.array(energy).T * 1000
-        checks += _errors("energy", label, model, "meV/atom", f"{len(label)} structures", _parity(label - label.mean(), model - label.mean(), "energy, meV/atom, about the mean label"))
-        checks.append(Check("energy, mean error", (model - label).mean(), "meV/atom", note="the systematic part of the error above"))
+        figure = _parity(label - label.mean(), model - label.mean(), "energy, meV/atom, about the mean label")
+        checks += _errors("energy", label, model, "meV/atom", f"{len(label)} structures", figure)
+        checks.append(
+            Check("energy, mean error", (model - label).mean(), "meV/atom", note="the systematic part of the error above")
+        )
     if forces:
         label, model = np.concatenate(forces, axis=1) * 1000
-        checks += _errors("forces", label, model, "meV/Å", f"{label.size} components", _parity(label, model, "force components, meV/Å"))
+        checks += _errors(
+            "forces", label, model, "meV/Å", f"{label.size} components", _parity(label, model, "force components, meV/Å")
+        )
         for element in sorted(set(elements)):
             rows = np.array(elements) == element
             checks += _errors(f"forces on {element}", label[rows], model[rows], "meV/Å", f"{3 * rows.sum()} components")
     if stress:
         label, model = np.stack(stress, axis=1) / units.GPa
-        checks += _errors("stress", label, model, "GPa", f"{label.size} components", _parity(label, model, "stress components, GPa"))
+        checks += _errors(
+            "stress", label, model, "GPa", f"{label.size} components", _parity(label, model, "stress components, GPa")
+        )
     return checks
 
 
@@ -202,7 +213,10 @@ def equivariance(case: Case) -> List[Check]:
         worst["energy"] = max(worst["energy"], abs(e - e_moved) / len(atoms))
         worst["forces"] = max(worst["forces"], abs(f_moved - f[order] @ q.T).max())
     note = "largest change under random rotation, reflection, translation and permutation; single precision leaves about 1e-6"
-    return [Check("equivariance, energy", worst["energy"], "eV/atom", 1e-5, note), Check("equivariance, forces", worst["forces"], "eV/Å", 1e-4, note)]
+    return [
+        Check("equivariance, energy", worst["energy"], "eV/atom", 1e-5, note),
+        Check("equivariance, forces", worst["forces"], "eV/Å", 1e-4, note),
+    ]
 
 
 def finite_differences(case: Case) -> List[Check]:
@@ -232,25 +246,26 @@ def finite_differences(case: Case) -> List[Check]:
                 slope += weight * case.results(moved, "energy")[0] / small
             stress = voigt_6_to_full_3x3_stress(case.results(atoms, "stress")[0])
             stresses = max(stresses or 0.0, abs(slope / atoms.get_volume() - (stress * strain).sum()) / units.GPa)
-    checks = [Check("forces against finite differences", forces, "eV/Å", 2e-3, f"along random directions of length {step} Å, fourth order")]
+    note = "random directions in steps of {}, fourth order"
+    checks = [Check("forces against finite differences", forces, "eV/Å", 2e-3, note.format(f"{step} Å"))]
     if stresses is not None:
-        checks.append(Check("stress against finite differences", stresses, "GPa", 0.02, f"along random strains of {step / 10}, fourth order"))
+        checks.append(Check("stress against finite differences", stresses, "GPa", 0.02, note.format(step / 10)))
     return checks
 
 
 def cutoff(case: Case) -> List[Check]:
     """Forces must end smoothly at the cutoff: the force of every pair of elements just inside it."""
-    rc, axes = case.calculator.cutoff, None
+    rc, inside, worst = case.calculator.cutoff, 1e-3, 0.0
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes, worst, inside = figure.add_subplot(), 0.0, 1e-3
-    distances = np.concatenate([np.linspace(rc - 1.0, rc + 0.2, 61)])
+    axes, distances = figure.add_subplot(), np.linspace(rc - 1.0, rc + 0.2, 61)
     for a, b in _pairs(case):
         worst = max(worst, abs(_pair_curve(case, a, b, [rc - inside])[1][0]))
         axes.plot(distances, _pair_curve(case, a, b, distances)[1], label=f"{a}-{b}")
     axes.axvline(rc, color="0.7", lw=1)
     axes.set(xlabel="distance, Å", ylabel="force of an isolated pair, eV/Å")
     axes.legend()
-    return [Check("force at the cutoff", worst, "eV/Å", 1e-4, f"largest of all pairs of elements, {inside} Å inside {rc} Å", _png(figure))]
+    note = f"largest of all pairs of elements, {inside} Å inside {rc} Å"
+    return [Check("force at the cutoff", worst, "eV/Å", 1e-4, note, _png(figure))]
 
 
 def close_contacts(case: Case) -> List[Check]:
@@ -262,7 +277,7 @@ def close_contacts(case: Case) -> List[Check]:
         distances = np.linspace(0.35, 1.5, 47) * bond
         energy, force = _pair_curve(case, a, b, distances)
         attraction = -force[distances <= 0.75 * bond].min()
-        note = f"strongest attraction of an isolated pair between {0.35 * bond:.2f} and {0.75 * bond:.2f} Å (negative: it repels throughout)"
+        note = f"strongest attraction of an isolated pair, {0.35 * bond:.2f} to {0.75 * bond:.2f} Å; negative: it repels throughout"
         checks.append(Check(f"close contact {a}-{b}", attraction, "eV/Å", 0.0, note))
         axes.plot(distances, np.clip(energy - energy[-1], -10, 60), label=f"{a}-{b}")
     axes.set(xlabel="distance, Å", ylabel="energy of an isolated pair, eV (60 at most)")
@@ -283,7 +298,10 @@ def energy_conservation(case: Case) -> List[Check]:
     Stationary(atoms)
     md, total = VelocityVerlet(atoms, NVE_TIMESTEP * units.fs), []
     md.attach(lambda: total.append(atoms.get_total_energy()))
-    md.run(NVE_STEPS)
+    try:
+        md.run(NVE_STEPS)
+    except ValueError as e:
+        return [Check("energy drift", None, note=f"the run broke down after {len(total) - 1} steps: {e}", passed=False)]
     energies = (np.array(total) - total[0]) / len(atoms) * 1000
     times = np.arange(len(total)) * NVE_TIMESTEP / 1000
     slope = np.polyfit(times, energies, 1)[0]
@@ -291,14 +309,22 @@ def energy_conservation(case: Case) -> List[Check]:
     axes = figure.add_subplot()
     axes.plot(times, energies)
     axes.set(xlabel="time, ps", ylabel="total energy, meV/atom")
-    note = f"slope of the total energy, {NVE_STEPS} steps of {NVE_TIMESTEP} fs from {NVE_TEMPERATURE:.0f} K, {atoms.get_chemical_formula()}"
+    run = f"{NVE_STEPS} steps of {NVE_TIMESTEP} fs from {NVE_TEMPERATURE:.0f} K, {atoms.get_chemical_formula()}"
     return [
-        Check("energy drift", abs(slope), "meV/atom/ps", 1.0, note, _png(figure)),
+        Check("energy drift", abs(slope), "meV/atom/ps", 1.0, f"slope of the total energy, {run}", _png(figure)),
         Check("energy fluctuation", energies.std(), "meV/atom", note="standard deviation in the same run"),
     ]
 
 
-CHECKS: List[Callable[[Case], List[Check]]] = [self_check, errors, equivariance, finite_differences, cutoff, close_contacts, energy_conservation]
+CHECKS: List[Callable[[Case], List[Check]]] = [
+    self_check,
+    errors,
+    equivariance,
+    finite_differences,
+    cutoff,
+    close_contacts,
+    energy_conservation,
+]
 
 
 # ---- their parts -------------------------------------------------------------------------------------------------------
@@ -314,7 +340,9 @@ def _errors(name: str, label, model, unit: str, note: str, figure: Optional[byte
 
 def _pairs(case: Case):
     """Pairs of the elements that the structures hold."""
-    return combinations_with_replacement(sorted({s for atoms in case.structures for s in atoms.symbols}, key=chemical_symbols.index), 2)
+    return combinations_with_replacement(
+        sorted({s for atoms in case.structures for s in atoms.symbols}, key=chemical_symbols.index), 2
+    )
 
 
 def _pair_curve(case: Case, a: str, b: str, distances):
@@ -343,7 +371,13 @@ def _png(figure: Figure) -> bytes:
 
 def _row(check: Check) -> tuple:
     number = "" if check.value is None else f"{check.value:.3g} {check.unit}"
-    return check.name, number, "" if check.limit is None else f"{check.limit:.3g}", {True: "passed", False: "FAILED", None: ""}[check.passed], check.note
+    return (
+        check.name,
+        number,
+        "" if check.limit is None else f"{check.limit:.3g}",
+        {True: "passed", False: "FAILED", None: ""}[check.passed],
+        check.note,
+    )
 
 
 def _print(report: Report, console) -> None:
@@ -356,12 +390,12 @@ def _print(report: Report, console) -> None:
         table.add_column(column, justify="right" if column in ("value", "limit") else "left")
     for check in report.checks:
         style = {True: "green", False: "bold red", None: ""}[check.passed]
-        *cells, note = _row(check)
-        failed = check.passed is False or check.value is None
-        table.add_row(*(Text(cell, style=style if k == 3 else "") for k, cell in enumerate(cells)))
-        if failed and note:
-            table.add_row(Text(f"  {note}", style="dim"))
+        name, value, limit, passed, _ = _row(check)
+        table.add_row(name, value, limit, Text(passed, style=style))
     console.print(table)
+    for check in report.checks:
+        if check.passed is False or check.value is None:
+            console.print(Text(f"{check.name}: {check.note}"))
     failed = sum(check.passed is False for check in report.checks)
     judged = sum(check.passed is not None for check in report.checks)
     console.print(f"{judged - failed} of {judged} checks with a limit passed, in {report.seconds:.1f} s")
@@ -374,7 +408,8 @@ def _page(report: Report) -> str:
         rows += f'<tr class="{ {True: "passed", False: "failed", None: ""}[check.passed] }">{cells}</tr>\n'
         if check.figure:
             picture = base64.b64encode(check.figure).decode()
-            figures += f'<figure><img alt="" src="data:image/png;base64,{picture}"><figcaption>{html.escape(check.name)}</figcaption></figure>\n'
+            figures += f'<figure><img alt="" src="data:image/png;base64,{picture}">'
+            figures += f"<figcaption>{html.escape(check.name)}</figcaption></figure>\n"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>mlff validate: {html.escape(report.model)}</title>
 <style>

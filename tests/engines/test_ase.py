@@ -184,7 +184,7 @@ class TestDynamics:
         return np.std(energies) / len(atoms)
 
     def test_energy_is_conserved(self, calculator):
-        """The error of velocity Verlet falls with the square of the step, which it does only if forces are the energy's gradient."""
+        """The error of velocity Verlet falls with the square of the step, if forces are the energy's gradient."""
         coarse, fine = self.drift(calculator, 0.2), self.drift(calculator, 0.1)
         assert coarse < 2e-3
         assert 3.3 < coarse / fine < 4.7
@@ -253,7 +253,9 @@ class TestStorage:
         assert calculator.todict(skip_default=False) == {**calculator.parameters, "sha256": calculator.sha256}
         assert len(calculator.sha256) == 64
 
-    @pytest.mark.parametrize("way", [copy.deepcopy, copy.copy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "copy", "pickle"])
+    @pytest.mark.parametrize(
+        "way", [copy.deepcopy, copy.copy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "copy", "pickle"]
+    )
     def test_copies_are_independent(self, calculator, way):
         atoms = structure("ethanol")
         atoms.calc = calculator

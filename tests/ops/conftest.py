@@ -2,10 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from inputs import CUTOFF, N_RADIAL, SPECIES
+from reference import reference
 
+from mlff.core import Model, System
 from mlff.filter import radial_basis
 from mlff.neighbors import find_neighbors
 
@@ -39,3 +42,22 @@ def normal():
     """normal(3, 4): a float64 tensor of that shape, the same in every run."""
     generator = torch.Generator().manual_seed(1)
     return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def assert_kernel_agrees(save_payload):
+    """assert_kernel_agrees(model, atoms): energies and forces of the compiled core are those of the float64 reference.
+
+    The core runs whole models, so a test of one kernel switches the others off (inputs.py).
+    """
+
+    def check(model, atoms, energy=1e-6, force=1e-5, relative=0.0):
+        expected = reference(model, atoms)
+        for threads in (1, 2):
+            system = System(Model(save_payload(model)), threads=threads)
+            system.set_atoms(atoms.numbers)
+            found = system.compute(atoms.positions, atoms.cell.array, atoms.pbc, ("atom_energy", "forces"))
+            np.testing.assert_allclose(found["atom_energy"], expected.energies, atol=energy, rtol=1e-12)
+            np.testing.assert_allclose(found["forces"], expected.forces, atol=force, rtol=relative)
+
+    return check

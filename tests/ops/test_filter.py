@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from inputs import isolated_pairs, without_update
+from reference import random_model
 
 from mlff.filter import cutoff_envelope, radial_basis
 
@@ -16,7 +18,8 @@ def tensor(*values):
 
 # f(x) = 1 - 28 x^6 + 48 x^7 - 21 x^8, f'(x) = -168 x^5 (1 - x)^2; x = d / rc
 @pytest.mark.parametrize(
-    "x, f, df", [(0.0, 1.0, 0.0), (0.5, 219 / 256, -21 / 16), (0.75, 21067 / 65536, -168 * 3**5 / 4**7), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0)]
+    "x, f, df",
+    [(0.0, 1.0, 0.0), (0.5, 219 / 256, -21 / 16), (0.75, 21067 / 65536, -168 * 3**5 / 4**7), (1.0, 0.0, 0.0), (1.3, 0.0, 0.0)],
 )
 def test_envelope_values(x, f, df):
     value, slope = cutoff_envelope(tensor(x * RC), RC)
@@ -81,3 +84,11 @@ def test_float32():
     d = torch.linspace(0.5, RC, 100, dtype=torch.float64)
     for a, b in zip(radial_basis(d.float(), RC, 20), radial_basis(d, RC, 20)):
         assert (a.double() - b).abs().max() < 2e-6 * b.abs().max()
+
+
+@pytest.mark.parametrize("symbols", ["OH", "CC"])
+def test_kernel(symbols, assert_kernel_agrees):
+    """Pairs at all distances up to and beyond the cutoff, in a model in which the filter does most of the work."""
+    model = without_update(random_model(16, 1))
+    distances = [*torch.linspace(1.0, RC, 40).tolist(), RC - 1e-4, RC + 1e-4, 6.0]
+    assert_kernel_agrees(model, isolated_pairs(symbols, distances))

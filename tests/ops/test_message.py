@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from inputs import CUTOFF, N_RADIAL, SPECIES
+from inputs import CUTOFF, N_RADIAL, SPECIES, without_update
 from inputs import FEATURES as F
+from reference import random_model
+from structures import structure
 from torch.autograd import grad
 
 from mlff.filter import radial_basis
@@ -63,9 +65,7 @@ def test_message_backward(graph, normal):
     _, unit, basis, _ = geometry(r)
     s_new, v_new = message(x, v, s, graph.edges, unit, basis, weight)
     expected = grad((s_new * g_s).sum() + (v_new * g_v).sum(), (x, v, r), allow_unused=True, materialize_grads=True)
-    found = message_backward(
-        g_s, g_v, x.detach(), v.detach(), graph.edges, graph.unit, graph.d, graph.basis, graph.slope, weight
-    )
+    found = message_backward(g_s, g_v, x.detach(), v.detach(), graph.edges, graph.unit, graph.d, graph.basis, graph.slope, weight)
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, **TIGHT)
 
@@ -77,9 +77,7 @@ def test_message_first_backward(graph, normal):
     _, unit, basis, _ = geometry(r)
     s, v = message_first(embedding, q_s, q_v, graph.species, graph.edges, unit, basis)
     (expected,) = grad((s * g_s).sum() + (v * g_v).sum(), (r,), allow_unused=True, materialize_grads=True)
-    found = message_first_backward(
-        g_s, g_v, q_s, q_v, graph.species, graph.edges, graph.unit, graph.d, graph.basis, graph.slope
-    )
+    found = message_first_backward(g_s, g_v, q_s, q_v, graph.species, graph.edges, graph.unit, graph.d, graph.basis, graph.slope)
     torch.testing.assert_close(found, expected, **TIGHT)
 
 
@@ -144,3 +142,21 @@ def test_edge_vector_gradient_values(along):
     torch.testing.assert_close(edge_vector_gradient(g_d, 5 * u, u, torch.tensor([2.0])), 3 * u)
     across = torch.tensor([[0.0, 4.0, 0.0]])
     torch.testing.assert_close(edge_vector_gradient(g_d, across, u, torch.tensor([2.0])), 3 * u + across / 2)
+
+
+STRUCTURES = ["ethanol", "triclinic", "small_cell", "isolated_atom", "single_atom", "dense_cluster"]
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_kernel_of_the_first_layer(name, assert_kernel_agrees):
+    assert_kernel_agrees(without_update(random_model(16, 1)), structure(name))
+
+
+@pytest.mark.parametrize("features", [16, 48, 64])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_kernels(name, features, assert_kernel_agrees):
+    """Source features and messages of the second layer, whose vectors count through the update layer behind it."""
+    model = random_model(features, 2)
+    model.layers[0].update["w2"].zero_()
+    model.layers[0].update["b2"].fill_(0.3)
+    assert_kernel_agrees(model, structure(name))

@@ -2,8 +2,11 @@
 
 import math
 
+import pytest
 import torch
 from inputs import FEATURES as F
+from inputs import isolated_pairs, without_update
+from reference import random_model
 from torch.autograd import grad
 
 from mlff.readout import readout, readout_backward
@@ -35,3 +38,11 @@ def test_gradcheck(normal):
 
 def test_no_atoms(normal):
     assert readout(normal(0, F), normal(F, 4), normal(4), normal(4), normal()).shape == (0,)
+
+
+@pytest.mark.parametrize("features", [16, 48, 128])
+def test_kernel(features, assert_kernel_agrees):
+    """Atoms without neighbours: the energies are the readout of the embedding, plus shifts; and pairs, for the gradient."""
+    model = without_update(random_model(features, 1))
+    assert_kernel_agrees(model, isolated_pairs("CO", [9.0] * 5))
+    assert_kernel_agrees(model, isolated_pairs("OH", [1.5, 2.0, 3.0]))

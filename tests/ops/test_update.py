@@ -1,7 +1,10 @@
 """Update layer: values by hand, analytic gradient against autograd, equivariance, vanishing vectors."""
 
+import pytest
 import torch
 from inputs import FEATURES as F
+from reference import random_model
+from structures import structure
 from torch.autograd import grad
 
 from mlff.update import NORM_EPSILON, update, update_backward
@@ -72,3 +75,10 @@ def test_gradcheck(normal):
 def test_no_atoms(normal):
     s, v = update(normal(0, F), normal(0, 3, F), *weights(normal))
     assert s.shape == (0, F) and v.shape == (0, 3, F)
+
+
+@pytest.mark.parametrize("features", [16, 48, 64])
+@pytest.mark.parametrize("name", ["ethanol", "triclinic", "isolated_atom", "single_atom"])
+def test_kernel(name, features, assert_kernel_agrees):
+    """One layer of messages, then the update."""
+    assert_kernel_agrees(random_model(features, 1), structure(name))
