@@ -221,6 +221,7 @@ class System:
         self._library = model._library
         self._handle = c_void_p()
         self._exchange: Any = _EXCHANGE()
+        self._exchange_failure: Optional[BaseException] = None
         self._n_local = self._n_total = 0
         self._neighbors_given = False
         _check(self._library, self._library.mlff_system_create(model._handle, device.encode(), byref(self._handle)))
@@ -231,7 +232,11 @@ class System:
             self._library.mlff_system_free(self._handle)
 
     def _call(self, name: str, *arguments) -> None:
-        _check(self._library, getattr(self._library, f"mlff_system_{name}")(self._handle, *arguments))
+        try:
+            _check(self._library, getattr(self._library, f"mlff_system_{name}")(self._handle, *arguments))
+        except MLFFExchangeError as e:
+            cause, self._exchange_failure = self._exchange_failure, None
+            raise e from cause
 
     def set_atoms(self, atomic_numbers: Sequence[int], n_local: Optional[int] = None) -> None:
         """Sets the atoms and forgets the neighbour list.
@@ -262,8 +267,8 @@ class System:
     def set_exchange(self, exchange: Optional[Callable[[np.ndarray], None]]) -> None:
         """Sets the function that fills the ghost rows of a feature table, float32 [n_total, width], from their owners' rows.
 
-        A system with ghosts needs it if the model has more than one message layer. None removes it. An exception that it raises
-        is printed, and the evaluation raises :class:`MLFFExchangeError`.
+        A system with ghosts needs it if the model has more than one message layer. None removes it. If it raises an exception,
+        the evaluation raises :class:`MLFFExchangeError` from it.
         """
         if exchange is None:
             callback = _EXCHANGE()
@@ -272,8 +277,8 @@ class System:
             def callback(_user, rows, width):
                 try:
                     exchange(np.ctypeslib.as_array(rows, shape=(self._n_total, width)))
-                except BaseException:
-                    ctypes.pythonapi.PyErr_WriteUnraisable(ctypes.py_object(exchange))
+                except BaseException as e:  # must not travel through C
+                    self._exchange_failure = e
                     return 1
                 return 0
 
