@@ -11,7 +11,7 @@ import torch
 from reference import random_model, reference
 from structures import STRUCTURES, ethanol, small_cell, structure, triclinic, water_box
 
-from mlff import payload, torchscript
+from mlff import core, payload, torchscript
 from mlff.export import build_payload
 from mlff.portable import find_pairs
 from mlff.units import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
@@ -120,6 +120,7 @@ def test_saving_and_freezing(model, data, tmp_path, portable, again):
         script = torch.jit.load(str(path))
     assert payload.find(path) == data
     assert path.read_bytes().count(payload.MAGIC) == 1
+    assert core.Model(path).sha256 == payload.unpack(data)[0]["sha256"]
     assert all(e.compress_type == zipfile.ZIP_STORED for e in zipfile.ZipFile(path).infolist() if e.file_size >= len(data))
     for _ in range(3):  # TorchScript changes its code after the first calls
         assert_as_reference(model, script, atoms)
@@ -130,6 +131,25 @@ def test_payload_stays_on_the_host(data, portable):
     script = torchscript.module(data, [8, 1, 1], portable=portable).to("meta")
     assert script.payload.device.type == "cpu"
     assert {b.device.type for b in script.buffers()} == ({"meta"} if portable else set())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ethanol", "triclinic", "small_cell"])
+def test_portable_on_a_gpu(model, data, name):
+    atoms = structure(name)
+    positions, box = (None if t is None else t.to("cuda") for t in inputs(atoms))
+    script = torch.jit.freeze(torchscript.module(data, atoms.numbers, portable=True).to("cuda").eval())
+    for _ in range(4):  # TorchScript changes its code after the first calls
+        energy, forces = script(positions, box)
+    expected = reference(model, atoms)
+    assert abs(float(energy) / KJ_PER_MOL_PER_EV - expected.energy) < 1e-6 * len(atoms)
+    np.testing.assert_allclose(forces.cpu().numpy() / FORCE_UNIT, expected.forces, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_operator_on_a_gpu_says_what_to_do(data):
+    message = fails(torchscript.module(data, [8, 1, 1]), torch.rand(3, 3, device="cuda"))
+    assert "--portable" in message
 
 
 def test_in_a_new_process(data, tmp_path):
