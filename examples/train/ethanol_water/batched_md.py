@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from ase import Atoms, units
-from ase.calculators.singlepoint import SinglePointCalculator
+
+from mlff.painn import energy_and_gradient
 
 FAR = 1.0e6  # Angstrom, the box length that stands for an open boundary
 
@@ -72,19 +73,15 @@ class Batch:
             shifts.append(wrap[b, i, j] + image)
         return torch.cat(edges, 1), torch.cat(shifts)
 
-    def snapshot(self, energy: torch.Tensor, forces: torch.Tensor, **info) -> list[Atoms]:
+    def snapshot(self) -> list[Atoms]:
         """The current state as ASE frames (positions not wrapped, so that molecules stay whole)."""
         positions, boxes = self.positions.cpu().numpy(), self.box.cpu().numpy()
-        energy, forces = energy.detach().cpu().numpy(), forces.detach().cpu().numpy()
         result = []
         for b, (frame, first) in enumerate(zip(self.frames, self.first.tolist())):
             atoms = frame.copy()
-            part = slice(first, first + len(frame))
-            atoms.positions = positions[part]
+            atoms.positions = positions[first : first + len(frame)]
             if frame.pbc.any():
                 atoms.cell = np.diag(boxes[b])
-            atoms.info.update(info)
-            atoms.calc = SinglePointCalculator(atoms, energy=float(energy[b]), forces=forces[part])
             result.append(atoms)
         return result
 
@@ -103,8 +100,9 @@ class Potential:
         stale = (
             self.listed_at is None
             or self.listed_at.shape != batch.positions.shape
-            or bool(((self.listed_at - batch.positions).norm(dim=1).max() > 0.4 * self.skin))
-            or bool(((self.listed_box / batch.box - 1).abs().max() > 0.005))
+            # written so that a position that is not finite also asks for a new list
+            or not bool((self.listed_at - batch.positions).norm(dim=1).max() < 0.4 * self.skin)
+            or not bool((self.listed_box / batch.box - 1).abs().max() < 0.005)
         )
         if stale:
             self.listed_at, self.listed_box = batch.positions.clone(), batch.box.clone()
@@ -160,28 +158,24 @@ class Teacher(Potential):
 
 
 class Student(Potential):
-    """A PaiNN of this package, in eager PyTorch with forces by autograd."""
+    """A PaiNN of this package, through the analytic gradients of its reference."""
 
     def __init__(self, model: torch.nn.Module, device: str):
         super().__init__()
         self.model = model.to(device).requires_grad_(False)
         self.cutoff = float(model.config.cutoff)
-        self.dtype = next(model.parameters()).dtype
 
+    @torch.no_grad()
     def __call__(self, batch: Batch):
         edge_index, unit_shifts, _ = _close(batch, *self.edges(batch), self.cutoff)
-        positions = batch.positions.clone().requires_grad_()
         shifts = unit_shifts * batch.box[batch.system[edge_index[0]]]
-        vectors = positions[edge_index[1]] + shifts - positions[edge_index[0]]
-        energies = self.model(batch.numbers, edge_index, vectors.to(self.dtype))
-        energy = torch.zeros(batch.size, dtype=torch.float64, device=batch.device)
-        energy.index_add_(0, batch.system, energies.double())
-        forces, along = torch.autograd.grad(energy.sum(), (positions, vectors))
-        virial = torch.zeros_like(energy).index_add_(
-            0, batch.system[edge_index[0]], -(along * vectors.detach()).sum(1).double()
-        )
-        pressure = virial / (3.0 * batch.box.prod(1))
-        return energy.detach(), -forces, pressure
+        vectors = batch.positions[edge_index[1]] + shifts - batch.positions[edge_index[0]]
+        energies, gradient = energy_and_gradient(self.model, batch.numbers, edge_index, vectors)
+        energy = torch.zeros_like(batch.box[:, 0]).index_add(0, batch.system, energies)
+        forces = torch.zeros_like(batch.positions)
+        forces = forces.index_add(0, edge_index[0], gradient).index_add(0, edge_index[1], -gradient)
+        trace = torch.zeros_like(energy).index_add(0, batch.system[edge_index[0]], -(vectors * gradient).sum(1))
+        return energy, forces, trace / (3.0 * batch.box.prod(1))
 
 
 def relax(batch: Batch, potential: Potential, steps: int, longest: float = 0.05) -> None:
@@ -239,6 +233,19 @@ class Langevin:
             self.velocities += 0.5 * self.dt * self.forces / batch.masses
             if self.pressure is not None and n % self.barostat_stride == 0:
                 self._rescale_cells()
+
+    def snapshot(self) -> list[Atoms]:
+        return self.batch.snapshot()
+
+    def put_back(self, systems: torch.Tensor, positions: torch.Tensor, box: torch.Tensor) -> None:
+        """Give some systems (mask [B]) earlier positions and boxes, and fresh velocities."""
+        batch = self.batch
+        atoms = systems[batch.system][:, None]
+        batch.positions = torch.where(atoms, positions, batch.positions)
+        batch.box = torch.where(systems[:, None], box, batch.box)
+        self.velocities = torch.where(atoms, self._noise() * (self.kT / batch.masses).sqrt(), self.velocities)
+        self.potential.listed_at = None
+        self.energy, self.forces, self.virial_pressure = self.potential(batch)
 
     def _rescale_cells(self) -> None:
         batch = self.batch

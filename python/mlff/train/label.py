@@ -90,15 +90,15 @@ def label(atoms: Atoms, calculator: Calculator) -> Atoms:
     return labelled
 
 
-def label_file(source: Path, target: Path, calculator: Calculator, max_force: float) -> dict[str, int]:
-    """Label every frame of `source` into `target` (extxyz); frames pushed harder than `max_force` (eV/A) are left out.
+def label_file(source: Path, target: Path, calculator: Calculator, max_force: float, index: str = ":") -> dict[str, int]:
+    """Label the frames `source[index]` into `target` (extxyz); frames pushed harder than `max_force` (eV/A) are left out.
 
     Close contacts are wanted, but the teacher has never seen atoms on top of each other: beyond some force its
     word is extrapolation, and one such frame outweighs a thousand others in a squared loss.
     """
     counts = {"labelled": 0, "left_out": 0}
     target.unlink(missing_ok=True)
-    for atoms in tqdm(iread(source, ":"), desc=f"label {source.name}", mininterval=10):
+    for atoms in tqdm(iread(source, index), desc=f"label {source.name}", mininterval=10):
         labelled = label(atoms, calculator)
         if np.linalg.norm(labelled.get_forces(), axis=1).max() > max_force:
             counts["left_out"] += 1
@@ -111,6 +111,7 @@ def label_file(source: Path, target: Path, calculator: Calculator, max_force: fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="structures, any format that ASE reads")
+    parser.add_argument("--index", default=":", help="frames to label as a Python slice, to share the work: 0::2 and 1::2")
     parser.add_argument("target", type=Path, help="extxyz to write")
     parser.add_argument("--teacher", default="so3lr", help="short name, or package.module:CalculatorClass")
     parser.add_argument("--options", type=json.loads, default={}, help="keyword arguments of the teacher, as JSON")
@@ -118,8 +119,10 @@ def main() -> None:
     parser.add_argument("--max-force", type=float, default=30.0, help="leave out frames above this, eV/Angstrom")
     args = parser.parse_args()
     calculator, provenance = load_teacher(args.teacher, args.device, **args.options)
-    counts = label_file(args.source, args.target, calculator, args.max_force)
-    args.target.with_suffix(".json").write_text(json.dumps({"teacher": provenance, **counts}, indent=2) + "\n")
+    record = args.target.with_suffix(".json")
+    record.write_text(json.dumps({"teacher": provenance}, indent=2) + "\n")  # before the labels: a part is usable too
+    counts = label_file(args.source, args.target, calculator, args.max_force, args.index)
+    record.write_text(json.dumps({"teacher": provenance, **counts}, indent=2) + "\n")
     print(counts)
 
 
