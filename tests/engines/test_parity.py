@@ -8,6 +8,9 @@ from reference import random_model, reference
 from scipy.spatial.transform import Rotation
 from structures import STRUCTURES, structure
 
+from mlff import torchscript
+from mlff.export import build_payload
+
 ENERGY = 1e-6  # eV/atom
 FORCE = 1e-5  # eV/Angstrom
 
@@ -44,8 +47,16 @@ def expected(parity_model):
     return {name: reference(parity_model, atoms) for name, atoms in CASES.items()}
 
 
+@pytest.fixture(scope="module")
+def model_pt(parity_model, tmp_path_factory):
+    """The file that a user has: every engine reads this one."""
+    path = tmp_path_factory.mktemp("parity") / "model.pt"
+    torchscript.save(build_payload(parity_model, {"teacher": "random weights, for tests"}), path)
+    return path
+
+
 @pytest.fixture(scope="module", params=ENGINES)
-def measured(request, parity_model, save_payload, tmp_path_factory):
+def measured(request, model_pt, tmp_path_factory):
     """Results of one engine for all structures that it can express, and the reasons for the others."""
     engine = ENGINES[request.param]
     engine.require()
@@ -53,7 +64,7 @@ def measured(request, parity_model, save_payload, tmp_path_factory):
     if engine.only:
         reasons.update({name: f"runs {', '.join(engine.only)} alone, to save time" for name in CASES if name not in engine.only})
     can = {name: atoms for name, atoms in CASES.items() if reasons[name] is None}
-    return engine.run(save_payload(parity_model), can, tmp_path_factory.mktemp(request.param)), reasons
+    return engine.run(model_pt, can, tmp_path_factory.mktemp(request.param)), reasons
 
 
 def rows(edges, vectors) -> np.ndarray:
