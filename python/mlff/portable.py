@@ -68,30 +68,24 @@ def find_pairs(
         ranges = [torch.arange(-float(reach[k]), float(reach[k]) + 1.0, dtype=torch.float64) for k in range(3)]
         shifts = torch.cartesian_prod(ranges[0], ranges[1], ranges[2])
         scaled = x @ inverse.to(x.device)
-    rows = max(1, pairs_per_block // max(1, n))
+    offsets = shifts.to(x.device) if cell is None else shifts.to(x.device) @ cell
+    here = offsets.size(0) // 2  # the shift of zero, in the middle
+    rows = max(1, pairs_per_block // max(1, n * offsets.size(0)))
     everyone = torch.arange(n, device=x.device)
-    centers: List[Tensor] = []
-    neighbors: List[Tensor] = []
-    vectors: List[Tensor] = []
+    edges: List[Tensor] = [torch.zeros([2, 0], dtype=torch.int64, device=x.device)]
+    vectors: List[Tensor] = [x[:0]]
     for start in range(0, n, rows):
         i = everyone[start : start + rows]
-        d = scaled.unsqueeze(0) - scaled[start : start + rows].unsqueeze(1)
+        d = scaled.unsqueeze(0) - scaled[i].unsqueeze(1)
         if cell is not None:
             d = (d - torch.round(d)) @ cell
-        for k in range(shifts.size(0)):
-            r = d
-            if cell is not None:
-                r = d + (shifts[k].to(x.device) @ cell)
-            inside = (r * r).sum(-1) < cutoff * cutoff
-            if bool((shifts[k] == 0).all()):
-                inside = inside & (i.unsqueeze(1) != everyone.unsqueeze(0))
-            pair = torch.nonzero(inside)
-            centers.append(i[pair[:, 0]])
-            neighbors.append(pair[:, 1])
-            vectors.append(r[pair[:, 0], pair[:, 1]])
-    if n == 0:
-        return torch.zeros([2, 0], dtype=torch.int64, device=x.device), x
-    return torch.stack([torch.cat(centers), torch.cat(neighbors)]), torch.cat(vectors)
+        r = d.unsqueeze(2) + offsets
+        inside = (r * r).sum(-1) < cutoff * cutoff
+        inside[i - start, i, here] = False  # an atom is no neighbour of itself, only of its images
+        found = torch.nonzero(inside)
+        edges.append(torch.stack([i[found[:, 0]], found[:, 1]]))
+        vectors.append(r[found[:, 0], found[:, 1], found[:, 2]])
+    return torch.cat(edges, dim=1), torch.cat(vectors)
 
 
 class PortableModel(nn.Module):
