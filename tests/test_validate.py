@@ -123,3 +123,5 @@ def test_bad_input(model, save_payload, tmp_path):
         validate(path, tmp_path / "none.extxyz")
     with pytest.raises(MLFFFileError, match="none.pt"):
         validate(tmp_path / "none.pt", [structure("ethanol")])
+    with pytest.raises(ValueError, match="HTML"):
+        validate(path, [structure("ethanol")], tmp_path / "report.json")

@@ -112,12 +112,15 @@ def validate(model_path, structures: Union[str, Path, Sequence[Atoms]], report=N
 
     Raises:
         MLFFFileError: the model file is missing or damaged.
-        OSError, ValueError: the structures cannot be read, there are none, or the model does not know one of their elements.
+        OSError, ValueError: the structures cannot be read, there are none, the model does not know one of their elements, or
+            the report is not an HTML page.
     """
     from rich.console import Console
     from rich.progress import track
 
     start, console = time.perf_counter(), Console()
+    if report is not None and Path(report).suffix == ".json":
+        raise ValueError(f"{report}: the report is an HTML page, such as report.html; its numbers are written beside it as JSON")
     calculator = MLFFCalculator(model_path)
     name = str(structures) if isinstance(structures, (str, Path)) else f"{len(structures)} structures"
     frames = ase.io.read(structures, index=":") if isinstance(structures, (str, Path)) else list(structures)
