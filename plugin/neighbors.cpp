@@ -1,8 +1,10 @@
 #include "neighbors.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
+#include <new>
 
 #include "error.h"
 
@@ -58,8 +60,9 @@ struct Basis {
 // memory depends on the number of atoms only, however far apart they are. Few atoms or a small cell are the case of one bin.
 class Bins {
  public:
-  Bins(const double *positions, const int32_t *species, int64_t n, const Cell &cell, double cutoff, const Basis &basis)
-      : positions_(positions), cell_(cell), cutoff_(cutoff), basis_(basis), wraps_(n), bin_(n) {
+  Bins(const double *positions, const int32_t *species, int64_t n, const Cell &cell, double cutoff)
+      : cell_(cell), wraps_(n), bin_(n), place_(n) {
+    const Basis basis(cell);
     std::vector<Vector> fractions(n);
     Vector low{}, high{};
     low.fill(std::numeric_limits<double>::infinity());
@@ -96,14 +99,33 @@ class Bins {
       }
     }
     std::sort(atoms_.begin(), atoms_.end(), [&](int32_t i, int32_t j) { return std::pair(key(bin_[i]), i) < std::pair(key(bin_[j]), j); });
-    for (size_t n = 0; n < atoms_.size(); n++)
-      if (n == 0 || key(bin_[atoms_[n]]) != keys_.back()) keys_.push_back(key(bin_[atoms_[n]])), starts_.push_back(int64_t(n));
+    for (auto &axis : wrapped_) axis.resize(atoms_.size());
+    for (size_t m = 0; m < atoms_.size(); m++) {
+      const int32_t i = atoms_[m];
+      place_[i] = int64_t(m);
+      for (int a = 0; a < 3; a++) wrapped_[a][m] = positions[3 * i + a] - translation(wraps_[i], a);
+      if (m == 0 || key(bin_[i]) != keys_.back()) keys_.push_back(key(bin_[i])), starts_.push_back(int64_t(m));
+    }
     starts_.push_back(int64_t(atoms_.size()));
   }
 
-  // Calls body(j, shift) for every pair of atom i within the cutoff.
+  // Some atoms in bin order, and where they are as seen from the atom i that asks.
+  struct Candidates {
+    int64_t size, self;             // self: the entry that is the atom i, or -1
+    const double *x, *y, *z;        // wrapped into the cell
+    double from_x, from_y, from_z;  // to be subtracted
+    const int32_t *atoms;
+    Index image;  // cells by which they are moved, all wrapped
+
+    bool closer(int64_t m, double squared) const {
+      const double dx = x[m] - from_x, dy = y[m] - from_y, dz = z[m] - from_z;
+      return dx * dx + dy * dy + dz * dz < squared;
+    }
+  };
+
+  // Calls body(candidates) until all atoms and images within the cutoff of atom i have been among them, each once.
   template <class Body>
-  void for_neighbors(int64_t i, Body &&body) const {
+  void for_candidates(int64_t i, Body &&body) const {
     int64_t d[3];
     for (d[0] = -reach_[0]; d[0] <= reach_[0]; d[0]++)
       for (d[1] = -reach_[1]; d[1] <= reach_[1]; d[1]++)
@@ -116,9 +138,18 @@ class Bins {
             bin[k] = int32_t(b - turns * count_[k]);
             image[k] = int32_t(turns);
           }
-          if (exists) for_bin(i, bin, image, body);
+          if (!exists) continue;
+          const auto it = std::lower_bound(keys_.begin(), keys_.end(), key(bin));
+          if (it == keys_.end() || *it != key(bin)) continue;
+          const int64_t start = starts_[it - keys_.begin()], end = starts_[it - keys_.begin() + 1], place = place_[i];
+          body(Candidates{end - start, image == Index{} && place >= start && place < end ? place - start : -1, &wrapped_[0][start], &wrapped_[1][start],
+                          &wrapped_[2][start], wrapped_[0][place] - translation(image, 0), wrapped_[1][place] - translation(image, 1),
+                          wrapped_[2][place] - translation(image, 2), &atoms_[start], image});
         }
   }
+
+  // Cells to subtract from an atom's position to bring it into the cell.
+  const Index &wrap(int64_t i) const { return wraps_[i]; }
 
  private:
   static constexpr int64_t kMaxBins = 1 << 20;
@@ -126,33 +157,19 @@ class Bins {
 
   static uint64_t key(const Index &bin) { return (uint64_t(bin[0]) << 40) | (uint64_t(bin[1]) << 20) | uint64_t(bin[2]); }
 
-  template <class Body>
-  void for_bin(int64_t i, const Index &bin, const Index &image, Body &body) const {
-    const auto it = std::lower_bound(keys_.begin(), keys_.end(), key(bin));
-    if (it == keys_.end() || *it != key(bin)) return;
-    for (int64_t n = starts_[it - keys_.begin()]; n < starts_[it - keys_.begin() + 1]; n++) {
-      const int32_t j = atoms_[n];
-      Index shift;
-      for (int k = 0; k < 3; k++) shift[k] = image[k] + wraps_[i][k] - wraps_[j][k];
-      if (j == i && shift == Index{0, 0, 0}) continue;
-      double d2 = 0.0;
-      for (int a = 0; a < 3; a++) {
-        double r = positions_[3 * j + a] - positions_[3 * i + a];
-        for (int k = 0; k < 3; k++)
-          if (cell_.periodic[k]) r += shift[k] * cell_.vectors[k][a];
-        d2 += r * r;
-      }
-      if (d2 < cutoff_ * cutoff_) body(j, shift);
-    }
+  double translation(const Index &cells, int axis) const {
+    double x = 0.0;
+    for (int k = 0; k < 3; k++)
+      if (cell_.periodic[k]) x += cells[k] * cell_.vectors[k][axis];
+    return x;
   }
 
-  const double *positions_;
   const Cell &cell_;
-  const double cutoff_;
-  const Basis &basis_;
-  std::vector<Index> wraps_, bin_;  // cells to subtract to bring an atom into the cell, and its bin
+  std::vector<Index> wraps_, bin_;
+  std::vector<int64_t> place_;   // of an atom in bin order
+  std::vector<int32_t> atoms_;   // in bin order
+  std::array<std::vector<double>, 3> wrapped_;  // positions in bin order
   std::array<int64_t, 3> count_, reach_;
-  std::vector<int32_t> atoms_;  // sorted by bin
   std::vector<uint64_t> keys_;  // of the occupied bins, ascending
   std::vector<int64_t> starts_;
 };
@@ -185,30 +202,45 @@ Cell make_cell(const double *cell, const int32_t *pbc, double cutoff) {
 }
 
 PairList find_pairs(const double *positions, const int32_t *species, int64_t n, const Cell &cell, double cutoff, int threads) {
-  const Basis basis(cell);
-  const Bins bins(positions, species, n, cell, cutoff, basis);
-  PairList pairs;
-  pairs.offsets.assign(n + 1, 0);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 32) if (threads > 1)
-  for (int64_t i = 0; i < n; i++)
-    if (species[i] >= 0) bins.for_neighbors(i, [&](int32_t, const Index &) { pairs.offsets[i + 1]++; });
-  for (int64_t i = 0; i < n; i++) pairs.offsets[i + 1] += pairs.offsets[i];
-
   struct Pair {
     int32_t j;
     Index shift;
     auto operator<=>(const Pair &) const = default;
   };
-  std::vector<Pair> found(pairs.offsets[n]);
-  pairs.neighbors.resize(found.size());
-  pairs.shifts.resize(found.size());
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 32) if (threads > 1)
-  for (int64_t i = 0; i < n; i++) {
-    if (species[i] < 0) continue;
-    int64_t e = pairs.offsets[i];
-    bins.for_neighbors(i, [&](int32_t j, const Index &shift) { found[e++] = {j, shift}; });
-    std::sort(found.begin() + pairs.offsets[i], found.begin() + e);
-    for (e = pairs.offsets[i]; e < pairs.offsets[i + 1]; e++) pairs.neighbors[e] = found[e].j, pairs.shifts[e] = found[e].shift;
+  constexpr int64_t kBlock = 64;  // atoms whose pairs are collected together
+  const Bins bins(positions, species, n, cell, cutoff);
+  std::vector<std::vector<Pair>> blocks((n + kBlock - 1) / kBlock);
+  PairList pairs;
+  pairs.offsets.assign(n + 1, 0);
+  std::atomic<bool> out_of_memory = false;  // an exception must not leave a parallel region
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+  for (size_t b = 0; b < blocks.size(); b++) try {
+      auto &found = blocks[b];
+      for (int64_t i = int64_t(b) * kBlock; i < std::min(n, int64_t(b + 1) * kBlock); i++) {
+        const size_t first = found.size();
+        if (species[i] >= 0)
+          bins.for_candidates(i, [&](const Bins::Candidates &c) {
+            for (int64_t m = 0; m < c.size; m++)
+              if (c.closer(m, cutoff * cutoff) && m != c.self) {
+                const int32_t j = c.atoms[m];
+                const Index &wi = bins.wrap(i), &wj = bins.wrap(j);
+                found.push_back({j, {c.image[0] + wi[0] - wj[0], c.image[1] + wi[1] - wj[1], c.image[2] + wi[2] - wj[2]}});
+              }
+          });
+        std::sort(found.begin() + int64_t(first), found.end());
+        pairs.offsets[i + 1] = int64_t(found.size() - first);
+      }
+    } catch (const std::bad_alloc &) {
+      out_of_memory = true;
+    }
+  if (out_of_memory) throw std::bad_alloc();
+
+  for (int64_t i = 0; i < n; i++) pairs.offsets[i + 1] += pairs.offsets[i];
+  pairs.neighbors.reserve(pairs.offsets[n]);
+  pairs.shifts.reserve(pairs.offsets[n]);
+  for (auto &found : blocks) {
+    for (const Pair &pair : found) pairs.neighbors.push_back(pair.j), pairs.shifts.push_back(pair.shift);
+    std::vector<Pair>().swap(found);
   }
   return pairs;
 }

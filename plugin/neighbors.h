@@ -31,7 +31,7 @@ struct PairList {
 Cell make_cell(const double *cell, const int32_t *pbc, double cutoff);
 constexpr int kMaxImages = 10;
 
-// All pairs with |x_j + shift - x_i| < cutoff of the atoms whose species is not negative. positions: [n, 3], finite.
+// All pairs with |x_j + shift - x_i| < cutoff (up to rounding) of the atoms whose species is not negative. positions: [n, 3], finite.
 // An atom is a neighbour of its own images, not of itself. Throws Error(MLFF_ERROR_INPUT) for an atom absurdly far outside the cell.
 PairList find_pairs(const double *positions, const int32_t *species, int64_t n, const Cell &cell, double cutoff, int threads);
 
