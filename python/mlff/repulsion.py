@@ -4,7 +4,8 @@
 
 (Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Matter, 1985). It is faded out by the same envelope f as the
 radial basis, which vanishes at the sum of the two covalent radii (Cordero et al., Dalton Trans. 2008, as tabulated in ASE; the
-choice of MACE): at the distances of bonds the network alone decides, below them the nuclei repel whatever the network says.
+choice of MACE): about the length of a single bond. Multiple bonds are shorter, so a part of it reaches them and the network
+learns the rest; below, the nuclei repel whatever the network says.
 Each directed edge carries half of the pair's energy.
 """
 
