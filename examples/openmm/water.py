@@ -11,7 +11,7 @@ import mlff.openmm
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model", nargs="?", default="model.pt")
-parser.add_argument("--steps", type=int, default=1000, help="of 0.5 fs, in NVT and again in NVE")
+parser.add_argument("--steps", type=int, default=400, help="of 0.5 fs, in NVT and again in NVE")
 parser.add_argument("--threads", type=int, default=1)
 args = parser.parse_args()
 torch.set_num_threads(args.threads)  # the force follows torch
