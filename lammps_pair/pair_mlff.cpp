@@ -110,6 +110,7 @@ void PairMLFF::settings(int narg, char **arg)
     for (int i = 1; i <= atom->ntypes; i++)
       for (int j = 1; j <= atom->ntypes; j++) setflag[i][j] = 0;
   core = std::make_unique<Core>();
+  list = nullptr;
 
   load(arg[0]);
   comm_forward = mlff_model_max_exchange_width(core->model) / 2;    // two floats travel as one double
@@ -154,8 +155,12 @@ void PairMLFF::load(const char *file)
   if (status == MLFF_OK) status = mlff_system_set_exchange(core->system, &PairMLFF::exchange, this);
   int worst;
   MPI_Allreduce(&status, &worst, 1, MPI_INT, MPI_MAX, world);
-  if (worst != MLFF_OK)
-    error->all(FLERR, "Pair style mlff: {}: {}", file, status ? mlff_last_error() : "could not be loaded on another rank");
+  if (worst != MLFF_OK) {
+    problem = status ? mlff_last_error() : "could not be loaded on another rank";
+    const std::string unnamed = "model in memory: ";    // to the core; here it has a name
+    if (problem.rfind(unnamed, 0) == 0) problem.erase(0, unnamed.size());
+    error->all(FLERR, "Pair style mlff: {}: {}", file, problem);
+  }
 
   if (comm->me == 0) {
     std::string elements;
@@ -194,6 +199,7 @@ void PairMLFF::self_check()
 
 void PairMLFF::coeff(int narg, char **arg)
 {
+  if (!core || !core->system) error->all(FLERR, "Pair style mlff has no model: its pair_style command failed");
   const int n = atom->ntypes;
   const bool metal = strcmp(update->unit_style, "metal") == 0;
   if (!metal && strcmp(update->unit_style, "real") != 0)
@@ -213,6 +219,7 @@ void PairMLFF::coeff(int narg, char **arg)
   for (int i = 0; i < mlff_model_n_species(core->model); i++)
     known += std::string(" ") + ELEMENTS[mlff_model_atomic_numbers(core->model)[i]].symbol;
 
+  core->n_local = -1;    // what the core was given is out of date
   core->species_of_type.assign(n + 1, -1);
   core->atomic_number_of_type.assign(n + 1, 0);
   for (int type = 1; type <= n; type++) {
@@ -325,6 +332,7 @@ void PairMLFF::report_failure()
 void PairMLFF::update_neighbors()
 {
   const int n_local = atom->nlocal, n_total = n_local + atom->nghost;
+  if (!list) error->all(FLERR, "Pair style mlff: run needs 'pre yes' after a pair_style command");
   core->n_local = n_local;
   core->types.assign(atom->type, atom->type + n_total);
   core->species.resize(n_total + 1);

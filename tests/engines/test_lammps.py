@@ -107,7 +107,16 @@ def test_ranks_without_atoms(model, model_file, tmp_path):
 
 
 def test_tiled_communication(model, model_file, tmp_path):
-    script = start(tmp_path, water_box(3), model_file, "comm_style tiled") + "balance 1.0 rcb\n"
+    """Atoms change ranks while the domains move."""
+    script = start(tmp_path, water_box(3), model_file, "comm_style tiled") + """
+balance 1.0 rcb
+velocity all create 300 1
+fix move all nve
+fix even all balance 5 1.0 rcb
+timestep 0.0002
+run 12
+unfix move
+"""
     run(script + FINAL, tmp_path, ranks=4)
     check_final(tmp_path, model)
 

