@@ -1,5 +1,8 @@
 """OpenMM through TorchForce on the platforms without a GPU: results, boundaries, barostat, subsets, several Contexts, bad input."""
 
+import subprocess
+import sys
+
 import numpy as np
 import openmm
 import pytest
@@ -285,13 +288,21 @@ def test_box_that_is_too_small(model_path):
     assert "smallest height allowed" in fails(context)
 
 
-def test_bad_files(tmp_path):
-    for content in (None, b"", b"something else"):
+def test_bad_files(model, tmp_path):
+    data = bytearray(build_payload(model))
+    truncated, damaged, newer = bytes(data[:-100]), bytes(data[:-1]) + b"!", bytes(data[:16]) + b"\x09" + bytes(data[17:])
+    for content in (None, b"", b"something else", truncated, damaged, newer):
         path = tmp_path / "model.pt"
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(PayloadError, match="model.pt: "):
             mlff.openmm.create_force(path, topology_of(ethanol()))
+
+
+def test_without_openmm_torch():
+    code = "import sys; sys.modules['openmmtorch'] = None; import mlff.openmm"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "ImportError: mlff.openmm needs OpenMM and OpenMM-Torch: pip install 'mlff[openmm]'" in run.stderr
 
 
 def test_threads_follow_torch(model_path):

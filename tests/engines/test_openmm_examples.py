@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 FOLDER = Path(__file__).parents[2] / "examples" / "openmm"
 
 
