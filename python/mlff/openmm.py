@@ -9,12 +9,21 @@ XmlSerializer.deserialize of any TorchForce, which copy.deepcopy uses too, ends 
 acellera-openmmtorch 1.10.
 """
 
+import logging
 from typing import Optional, Sequence
 
+
+def _not_about_simtk(record: logging.LogRecord) -> bool:
+    return "simtk.openmm" not in record.getMessage()
+
+
+logging.getLogger().addFilter(_not_about_simtk)  # openmmtorch imports OpenMM by its old name, and the user is warned of it
 try:
     import openmmtorch
 except ImportError as e:
     raise ImportError(f"mlff.openmm needs OpenMM and OpenMM-Torch: pip install 'mlff[openmm]' ({e})") from e
+finally:
+    logging.getLogger().removeFilter(_not_about_simtk)
 
 from . import payload as payload_file
 from . import torchscript
