@@ -162,7 +162,8 @@ int mlff_system_compute(mlff_system *system, const double *positions, const mlff
   });
 }
 
-int mlff_system_compute_periodic(mlff_system *system, const double *positions, const double *cell, const int32_t *pbc, const mlff_results *results) {
+int mlff_system_compute_periodic(mlff_system *system, const double *positions, const double *cell, const int32_t *pbc,
+                                 const mlff_results *results) {
   return guarded([&] {
     require(system, "system");
     require(results, "results");

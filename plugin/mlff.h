@@ -120,8 +120,9 @@ MLFF_API int mlff_system_compute(mlff_system *system, const double *positions, c
 MLFF_API int mlff_system_compute_periodic(mlff_system *system, const double *positions, const double *cell, const int32_t *pbc,
                                           const mlff_results *results);
 
-/* Directed pairs within the cutoff of the last successful evaluation, sorted by centre: count; then centre and neighbour
- * [n], and edge vectors [n, 3] in Angstrom. Any pointer may be NULL. Valid arrays hold at least the count of the first call. */
+/* Directed pairs within the cutoff of the last evaluation, sorted by centre: count; then centre and neighbour [n], and edge
+ * vectors [n, 3] in Angstrom. Any pointer may be NULL. Valid arrays hold at least the count of the first call. MLFF_ERROR_INPUT if
+ * the last evaluation failed, or there was none since set_atoms or set_neighbors. */
 MLFF_API int mlff_system_edges(const mlff_system *system, int64_t *n_edges, int32_t *centers, int32_t *neighbors,
                                double *vectors);
 

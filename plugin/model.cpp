@@ -22,7 +22,8 @@ const json *field(const json &header, const char *key) {
 double read_cutoff(const Payload &payload, const std::string &name) {
   const json *value = field(payload.header, "cutoff");
   const double cutoff = value && value->is_number() ? value->get<double>() : 0.0;
-  if (!(cutoff > 0.0 && cutoff <= kMaxCutoff)) fail(MLFF_ERROR_FILE, "%s: the cutoff must be a number above 0 and up to %g Angstrom", name.c_str(), kMaxCutoff);
+  if (!(cutoff > 0.0 && cutoff <= kMaxCutoff))
+    fail(MLFF_ERROR_FILE, "%s: the cutoff must be a number above 0 and up to %g Angstrom", name.c_str(), kMaxCutoff);
   // The kernels read the tensor, the neighbour search the header: were they different, forces would jump at the smaller one.
   const Tensor *tensor = payload.find("cutoff");
   if (tensor && (tensor->dtype != DType::f64 || tensor->count != 1 || *tensor->as<double>() != cutoff))
@@ -36,7 +37,8 @@ std::vector<int32_t> read_atomic_numbers(const json &header, const std::string &
   bool good = list && list->is_array() && !list->empty() && list->size() <= 118;
   for (size_t i = 0; good && i < list->size(); i++) {
     const json &z = (*list)[i];
-    good = z.is_number_unsigned() && z.get<uint64_t>() >= 1 && z.get<uint64_t>() <= 118 && std::count(numbers.begin(), numbers.end(), z.get<int32_t>()) == 0;
+    good = z.is_number_unsigned() && z.get<uint64_t>() >= 1 && z.get<uint64_t>() <= 118 &&
+           std::count(numbers.begin(), numbers.end(), z.get<int32_t>()) == 0;
     if (good) numbers.push_back(z.get<int32_t>());
   }
   if (!good) fail(MLFF_ERROR_FILE, "%s: atomic_numbers must be a list of different whole numbers from 1 to 118", name.c_str());
@@ -45,15 +47,20 @@ std::vector<int32_t> read_atomic_numbers(const json &header, const std::string &
 
 void check_header(const json &header, const std::string &name) {
   for (const char *key : {"architecture", "precision", "mlff_version"})
-    if (!field(header, key) || !field(header, key)->is_string()) fail(MLFF_ERROR_FILE, "%s: the header needs %s, a text", name.c_str(), key);
+    if (!field(header, key) || !field(header, key)->is_string())
+      fail(MLFF_ERROR_FILE, "%s: the header needs %s, a text", name.c_str(), key);
   for (const char *key : {"config", "provenance", "plans"})
-    if (!field(header, key) || !field(header, key)->is_object()) fail(MLFF_ERROR_FILE, "%s: the header needs %s, an object", name.c_str(), key);
-  if (!field(header, "references") || !field(header, "references")->is_array()) fail(MLFF_ERROR_FILE, "%s: the header needs references, a list", name.c_str());
+    if (!field(header, key) || !field(header, key)->is_object())
+      fail(MLFF_ERROR_FILE, "%s: the header needs %s, an object", name.c_str(), key);
+  if (!field(header, "references") || !field(header, "references")->is_array())
+    fail(MLFF_ERROR_FILE, "%s: the header needs references, a list", name.c_str());
   const json *units = field(header, "units");
   const auto is = [&](const char *key, const char *unit) {
-    return units && units->is_object() && units->contains(key) && (*units)[key].is_string() && (*units)[key].get_ref<const std::string &>() == unit;
+    return units && units->is_object() && units->contains(key) && (*units)[key].is_string() &&
+           (*units)[key].get_ref<const std::string &>() == unit;
   };
-  if (!is("length", "Angstrom") || !is("energy", "eV")) fail(MLFF_ERROR_FILE, "%s: the units must be Angstrom and eV", name.c_str());
+  if (!is("length", "Angstrom") || !is("energy", "eV"))
+    fail(MLFF_ERROR_FILE, "%s: the units must be Angstrom and eV", name.c_str());
 }
 
 }  // namespace
@@ -77,8 +84,8 @@ Model::Model(Payload p, const KernelTable &kernels, const std::string &name)
     const auto tensor = [&](const char *key, DType dtype, const std::vector<int64_t> &shape) {
       const Tensor *t = payload.find(prefix + "." + key);
       if (!t || t->dtype != dtype || t->shape != shape)
-        fail(MLFF_ERROR_FILE, "%s: reference structure \"%s\" needs the tensor \"%s.%s\" of dtype %s and shape %s", name.c_str(), r.name.c_str(),
-             prefix.c_str(), key, dtype_name(dtype), shape_text(shape).c_str());
+        fail(MLFF_ERROR_FILE, "%s: reference structure \"%s\" needs the tensor \"%s.%s\" of dtype %s and shape %s", name.c_str(),
+             r.name.c_str(), prefix.c_str(), key, dtype_name(dtype), shape_text(shape).c_str());
       return t;
     };
     r.atomic_numbers = tensor("atomic_numbers", DType::i32, {r.n})->as<int32_t>();
@@ -90,8 +97,8 @@ Model::Model(Payload p, const KernelTable &kernels, const std::string &name)
     tensor("virial", DType::f64, {6});
     for (int64_t i = 0; i < r.n; i++)
       if (species_of(r.atomic_numbers[i]) < 0)
-        fail(MLFF_ERROR_FILE, "%s: reference structure \"%s\" holds the atomic number %d, which the model does not know", name.c_str(), r.name.c_str(),
-             r.atomic_numbers[i]);
+        fail(MLFF_ERROR_FILE, "%s: reference structure \"%s\" holds the atomic number %d, which the model does not know",
+             name.c_str(), r.name.c_str(), r.atomic_numbers[i]);
     references.push_back(r);
   }
 }
@@ -101,12 +108,15 @@ int32_t Model::species_of(int32_t atomic_number) const {
   return it == atomic_numbers.end() ? -1 : int32_t(it - atomic_numbers.begin());
 }
 
-void self_check(std::shared_ptr<const Model> model, const std::string &device, double &max_energy_error_per_atom, double &max_force_error) {
+void self_check(std::shared_ptr<const Model> model, const std::string &device, double &max_energy_error_per_atom,
+                double &max_force_error) {
   max_energy_error_per_atom = max_force_error = 0.0;
   std::string worst;
-  if (model->references.empty()) throw Error(MLFF_ERROR_FILE, "the model file holds no reference structures to check against; export it again");
+  if (model->references.empty())
+    throw Error(MLFF_ERROR_FILE, "the model file holds no reference structures to check against; export it again");
   for (const Reference &r : model->references) {
     System system(model, device);
+    system.set_threads(1);  // small structures, and the same result everywhere
     std::vector<int32_t> species(r.n);
     for (int64_t i = 0; i < r.n; i++) species[i] = model->species_of(r.atomic_numbers[i]);
     system.set_atoms(r.n, r.n, species.data());
@@ -125,7 +135,8 @@ void self_check(std::shared_ptr<const Model> model, const std::string &device, d
   }
   if (!worst.empty())
     fail(MLFF_ERROR_INTERNAL,
-         "self-check: reference structure \"%s\" is not reproduced: largest deviations %.3g eV/atom (allowed %g) and %.3g eV/Angstrom (allowed %g)",
+         "self-check: reference structure \"%s\" is not reproduced: largest deviations %.3g eV/atom (allowed %g) and %.3g "
+         "eV/Angstrom (allowed %g)",
          worst.c_str(), max_energy_error_per_atom, kMaxEnergyError, max_force_error, kMaxForceError);
 }
 

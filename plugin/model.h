@@ -34,6 +34,7 @@ struct Model {
 };
 
 // Evaluates the references; see mlff_model_self_check.
-void self_check(std::shared_ptr<const Model> model, const std::string &device, double &max_energy_error_per_atom, double &max_force_error);
+void self_check(std::shared_ptr<const Model> model, const std::string &device, double &max_energy_error_per_atom,
+                double &max_force_error);
 
 }  // namespace mlff

@@ -75,7 +75,8 @@ class Bins {
         if (cell.periodic[k]) {
           const double wrap = std::floor(f);
           if (!(std::abs(wrap) < 1e8))
-            fail(MLFF_ERROR_INPUT, "atom %lld is %.3g cells outside the periodic cell; wrap the positions into the cell", (long long)i, wrap);
+            fail(MLFF_ERROR_INPUT, "atom %lld is %.3g cells outside the periodic cell; wrap the positions into the cell",
+                 (long long)i, wrap);
           wraps_[i][k] = int32_t(wrap);
           f = std::min(f - wrap, 1.0 - 1e-16);
         } else if (!(std::abs(f) < 1e15)) {
@@ -98,7 +99,8 @@ class Bins {
         bin_[i][k] = int32_t(std::clamp<double>(std::floor(position), 0.0, double(count_[k] - 1)));
       }
     }
-    std::sort(atoms_.begin(), atoms_.end(), [&](int32_t i, int32_t j) { return std::pair(key(bin_[i]), i) < std::pair(key(bin_[j]), j); });
+    std::sort(atoms_.begin(), atoms_.end(),
+              [&](int32_t i, int32_t j) { return std::pair(key(bin_[i]), i) < std::pair(key(bin_[j]), j); });
     for (auto &axis : wrapped_) axis.resize(atoms_.size());
     for (size_t m = 0; m < atoms_.size(); m++) {
       const int32_t i = atoms_[m];
@@ -142,9 +144,10 @@ class Bins {
           const auto it = std::lower_bound(keys_.begin(), keys_.end(), key(bin));
           if (it == keys_.end() || *it != key(bin)) continue;
           const int64_t start = starts_[it - keys_.begin()], end = starts_[it - keys_.begin() + 1], place = place_[i];
-          body(Candidates{end - start, image == Index{} && place >= start && place < end ? place - start : -1, &wrapped_[0][start], &wrapped_[1][start],
-                          &wrapped_[2][start], wrapped_[0][place] - translation(image, 0), wrapped_[1][place] - translation(image, 1),
-                          wrapped_[2][place] - translation(image, 2), &atoms_[start], image});
+          body(Candidates{end - start, image == Index{} && place >= start && place < end ? place - start : -1, &wrapped_[0][start],
+                          &wrapped_[1][start], &wrapped_[2][start], wrapped_[0][place] - translation(image, 0),
+                          wrapped_[1][place] - translation(image, 1), wrapped_[2][place] - translation(image, 2), &atoms_[start],
+                          image});
         }
   }
 
@@ -166,8 +169,8 @@ class Bins {
 
   const Cell &cell_;
   std::vector<Index> wraps_, bin_;
-  std::vector<int64_t> place_;   // of an atom in bin order
-  std::vector<int32_t> atoms_;   // in bin order
+  std::vector<int64_t> place_;                  // of an atom in bin order
+  std::vector<int32_t> atoms_;                  // in bin order
   std::array<std::vector<double>, 3> wrapped_;  // positions in bin order
   std::array<int64_t, 3> count_, reach_;
   std::vector<uint64_t> keys_;  // of the occupied bins, ascending
@@ -183,25 +186,30 @@ Cell make_cell(const double *cell, const int32_t *pbc, double cutoff) {
     if (!result.periodic[k]) continue;
     if (!cell) fail(MLFF_ERROR_INPUT, "direction %d is periodic, but there is no cell; give the cell vectors", k);
     for (int a = 0; a < 3; a++) {
-      if (!std::isfinite(cell[3 * k + a])) fail(MLFF_ERROR_INPUT, "cell vector %d is not finite (component %d is %g)", k, a, cell[3 * k + a]);
+      if (!std::isfinite(cell[3 * k + a]))
+        fail(MLFF_ERROR_INPUT, "cell vector %d is not finite (component %d is %g)", k, a, cell[3 * k + a]);
       result.vectors[k][a] = cell[3 * k + a];
     }
     const double length = std::sqrt(dot(result.vectors[k], result.vectors[k]));
-    if (!(length > 1e-6 && length < 1e12)) fail(MLFF_ERROR_INPUT, "cell vector %d has the length %g Angstrom, but that direction is periodic", k, length);
+    if (!(length > 1e-6 && length < 1e12))
+      fail(MLFF_ERROR_INPUT, "cell vector %d has the length %g Angstrom, but that direction is periodic", k, length);
   }
   const Basis basis(result);
   for (int k = 0; k < 3; k++) {
     if (!result.periodic[k]) continue;
     const double length = std::sqrt(dot(result.vectors[k], result.vectors[k]));
-    if (!(basis.height[k] > 1e-9 * length)) fail(MLFF_ERROR_INPUT, "the cell is singular: its periodic vectors are not linearly independent");
+    if (!(basis.height[k] > 1e-9 * length))
+      fail(MLFF_ERROR_INPUT, "the cell is singular: its periodic vectors are not linearly independent");
     if (basis.height[k] < cutoff / kMaxImages)
-      fail(MLFF_ERROR_INPUT, "the cell is %.4g Angstrom high along direction %d; the smallest height allowed is %.4g (the cutoff / %d)", basis.height[k], k,
-           cutoff / kMaxImages, kMaxImages);
+      fail(MLFF_ERROR_INPUT,
+           "the cell is %.4g Angstrom high along direction %d; the smallest height allowed is %.4g (the cutoff / %d)",
+           basis.height[k], k, cutoff / kMaxImages, kMaxImages);
   }
   return result;
 }
 
-PairList find_pairs(const double *positions, const int32_t *species, int64_t n, const Cell &cell, double cutoff, int threads) {
+PairList find_pairs(const double *positions, const int32_t *species, int64_t n, const Cell &cell, double cutoff,
+                    [[maybe_unused]] int threads) {
   struct Pair {
     int32_t j;
     Index shift;

@@ -38,12 +38,14 @@ std::optional<std::string> fault(const uint8_t *p, size_t available) {
   const auto version = little_endian<uint32_t>(p + 16);
   const auto size = little_endian<uint64_t>(p + 24), header_size = little_endian<uint64_t>(p + 32);
   if (version > kVersion)
-    return "payload format " + std::to_string(version) + " is newer than this mlff reads (" + std::to_string(kVersion) + "); update mlff";
+    return "payload format " + std::to_string(version) + " is newer than this mlff reads (" + std::to_string(kVersion) +
+           "); update mlff";
   if (version == 0 || little_endian<uint32_t>(p + 20) != 0 || size < kHeadSize || header_size > size - kHeadSize ||
       (kHeadSize + header_size) % kAlignment != 0)
     return "the payload's first bytes are damaged; get the file again";
   if (size > available)
-    return "the file is truncated: the payload has " + std::to_string(size) + " bytes, " + std::to_string(available) + " are there; get it again";
+    return "the file is truncated: the payload has " + std::to_string(size) + " bytes, " + std::to_string(available) +
+           " are there; get it again";
   const auto digest = sha256(p + kHeadSize, size - kHeadSize);
   if (std::memcmp(digest.data(), p + 40, digest.size()) != 0)
     return "the content does not match its SHA-256: the file is damaged; get it again";
@@ -57,7 +59,8 @@ json parse_header(const std::string &text, const std::string &name) {
     return true;
   };
   json header;
-  if (text.find('\0') != std::string::npos) fail(MLFF_ERROR_FILE, "%s: the header is not valid JSON (it holds a zero byte)", name.c_str());
+  if (text.find('\0') != std::string::npos)
+    fail(MLFF_ERROR_FILE, "%s: the header is not valid JSON (it holds a zero byte)", name.c_str());
   try {
     header = json::parse(text, limit);
   } catch (const json::exception &e) {
@@ -80,7 +83,8 @@ Tensor parse_tensor(const json &entry, const std::string &what, uint8_t *data, u
     throw Error(MLFF_ERROR_FILE, what + " needs a dtype, a shape and an offset");
   if (!entry["dtype"].is_string() || !parse_dtype(entry["dtype"].get_ref<const std::string &>(), t.dtype))
     throw Error(MLFF_ERROR_FILE, what + ": the dtype must be f32, f64, i32, i64 or u8");
-  if (!entry["shape"].is_array() || entry["shape"].size() > 8) throw Error(MLFF_ERROR_FILE, what + ": the shape must be a list of at most 8 numbers");
+  if (!entry["shape"].is_array() || entry["shape"].size() > 8)
+    throw Error(MLFF_ERROR_FILE, what + ": the shape must be a list of at most 8 numbers");
   const int64_t largest = int64_t(data_size / dtype_size(t.dtype));
   t.count = 1;
   for (const json &dimension : entry["shape"]) {
@@ -93,8 +97,9 @@ Tensor parse_tensor(const json &entry, const std::string &what, uint8_t *data, u
   const int64_t offset = whole_number(entry["offset"], what + ": the offset"), size = t.count * int64_t(dtype_size(t.dtype));
   if (offset % int64_t(kAlignment) != 0) throw Error(MLFF_ERROR_FILE, what + ": the offset is not a multiple of 64");
   if (size > int64_t(data_size) || offset > int64_t(data_size) - size)
-    throw Error(MLFF_ERROR_FILE, what + ": bytes " + std::to_string(offset) + " to " + std::to_string(uint64_t(offset) + uint64_t(size)) +
-                                     " lie outside the data (" + std::to_string(data_size) + " bytes)");
+    throw Error(MLFF_ERROR_FILE, what + ": bytes " + std::to_string(offset) + " to " +
+                                     std::to_string(uint64_t(offset) + uint64_t(size)) + " lie outside the data (" +
+                                     std::to_string(data_size) + " bytes)");
   t.data = data + offset;
   return t;
 }
@@ -123,7 +128,8 @@ Payload parse(const uint8_t *p, const std::string &name) {
   std::memcpy(data, p + kHeadSize + header_size, data_size);
 
   const auto tensors = payload.header.find("tensors");
-  if (tensors == payload.header.end() || !tensors->is_object()) fail(MLFF_ERROR_FILE, "%s: the header has no table of tensors", name.c_str());
+  if (tensors == payload.header.end() || !tensors->is_object())
+    fail(MLFF_ERROR_FILE, "%s: the header has no table of tensors", name.c_str());
   for (const auto &[key, entry] : tensors->items()) {
     const std::string what = name + ": tensor \"" + key.substr(0, 80) + "\"";
     const Tensor t = parse_tensor(entry, what, data, data_size);

@@ -23,7 +23,10 @@ struct Tensor {
   int64_t count;               // of elements
   void *data;                  // on a 64-byte boundary, in Payload::data
 
-  template <class T> const T *as() const { return static_cast<const T *>(data); }
+  template <class T>
+  const T *as() const {
+    return static_cast<const T *>(data);
+  }
 };
 
 std::string shape_text(const std::vector<int64_t> &shape);  // "[2, 128]"

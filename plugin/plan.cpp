@@ -25,9 +25,9 @@ struct InputShape {
 };
 
 constexpr InputShape kInputShapes[kInputs] = {
-    {"species", DType::i32, Rows::total, 1, false},      {"offsets", DType::i64, Rows::local_plus_1, 1, false},
-    {"neighbors", DType::i32, Rows::edges, 1, false},    {"distance", DType::f64, Rows::edges, 1, false},
-    {"unit", DType::f32, Rows::edges, 3, false},         {"atom_energy", DType::f64, Rows::local, 1, true},
+    {"species", DType::i32, Rows::total, 1, false},   {"offsets", DType::i64, Rows::local_plus_1, 1, false},
+    {"neighbors", DType::i32, Rows::edges, 1, false}, {"distance", DType::f64, Rows::edges, 1, false},
+    {"unit", DType::f32, Rows::edges, 3, false},      {"atom_energy", DType::f64, Rows::local, 1, true},
     {"gradient", DType::f64, Rows::edges, 3, true},
 };
 
@@ -64,11 +64,13 @@ class Parser {
     if (!parse_rows(string_field(entry, "rows", where), buffer.rows) || buffer.rows == Rows::local_plus_1)
       throw Error(MLFF_ERROR_FILE, where + ": rows must be local, total or edges");
     const auto width = entry.find("width");
-    if (width == entry.end() || !width->is_number_unsigned() || width->get<uint64_t>() < 1 || width->get<uint64_t>() > uint64_t(kMaxWidth))
+    if (width == entry.end() || !width->is_number_unsigned() || width->get<uint64_t>() < 1 ||
+        width->get<uint64_t>() > uint64_t(kMaxWidth))
       throw Error(MLFF_ERROR_FILE, where + ": the width must be a whole number from 1 to " + std::to_string(kMaxWidth));
     buffer.width = width->get<int64_t>();
     buffer.forward = false;
-    const bool taken = std::any_of(std::begin(kInputShapes), std::end(kInputShapes), [&](const auto &i) { return buffer.name == i.name; });
+    const bool taken =
+        std::any_of(std::begin(kInputShapes), std::end(kInputShapes), [&](const auto &i) { return buffer.name == i.name; });
     if (taken || payload_.find(buffer.name) || !buffer_index_.emplace(buffer.name, int(plan_.buffers.size())).second)
       throw Error(MLFF_ERROR_FILE, where + ": the name is taken by another buffer, a tensor or an input");
     plan_.buffers.push_back(buffer);
@@ -122,8 +124,8 @@ class Parser {
     std::string problem;
     if (!solve(equations, stage.letters, problem)) throw Error(MLFF_ERROR_FILE, problem);
     if (stage.letters['F' - 'A'] % kFeatureMultiple != 0)
-      throw Error(MLFF_ERROR_FILE, where + ": the number of features must be a multiple of " + std::to_string(kFeatureMultiple) + ", it is " +
-                                       std::to_string(stage.letters['F' - 'A']));
+      throw Error(MLFF_ERROR_FILE, where + ": the number of features must be a multiple of " + std::to_string(kFeatureMultiple) +
+                                       ", it is " + std::to_string(stage.letters['F' - 'A']));
     for (size_t k = 0; k < names.size(); k++) {
       const Argument &argument = stage.args[k];
       if (argument.kind != Argument::buffer) continue;
@@ -143,9 +145,12 @@ class Parser {
       dtype = argument.constant->dtype;
       sizes = argument.constant->shape;
       if (p.written) throw Error(MLFF_ERROR_FILE, what + " is written, but it is a tensor of the file");
-      if (p.has_rows) throw Error(MLFF_ERROR_FILE, what + " must be a buffer or an input with rows " + rows_name(p.rows) + ", but it is a tensor");
+      if (p.has_rows)
+        throw Error(MLFF_ERROR_FILE,
+                    what + " must be a buffer or an input with rows " + rows_name(p.rows) + ", but it is a tensor");
       if (sizes.size() != p.dims.size())
-        throw Error(MLFF_ERROR_FILE, what + " must have " + std::to_string(p.dims.size()) + " dimensions, its shape is " + shape_text(sizes));
+        throw Error(MLFF_ERROR_FILE,
+                    what + " must have " + std::to_string(p.dims.size()) + " dimensions, its shape is " + shape_text(sizes));
     } else {
       const bool is_buffer = argument.kind == Argument::buffer;
       const Buffer *buffer = is_buffer ? &plan_.buffers[argument.index] : nullptr;
@@ -154,8 +159,10 @@ class Parser {
       dtype = is_buffer ? buffer->dtype : input->dtype;
       sizes = {is_buffer ? buffer->width : input->width};
       if (!p.has_rows) throw Error(MLFF_ERROR_FILE, what + " must be a tensor of the file");
-      if (p.rows != rows) throw Error(MLFF_ERROR_FILE, what + " must have rows " + rows_name(p.rows) + ", it has rows " + rows_name(rows));
-      if (!is_buffer && p.written && !input->writable) throw Error(MLFF_ERROR_FILE, what + " is written, but that input is read-only");
+      if (p.rows != rows)
+        throw Error(MLFF_ERROR_FILE, what + " must have rows " + rows_name(p.rows) + ", it has rows " + rows_name(rows));
+      if (!is_buffer && p.written && !input->writable)
+        throw Error(MLFF_ERROR_FILE, what + " is written, but that input is read-only");
       if (!is_buffer && !stage.backward && argument.index == int(Input::gradient))
         throw Error(MLFF_ERROR_FILE, what + " exists in the backward pass only");
       if (!is_buffer && !stage.kernel) throw Error(MLFF_ERROR_FILE, what + " must be a buffer");
@@ -163,7 +170,8 @@ class Parser {
         throw Error(MLFF_ERROR_FILE, what + " is read before any stage has written it");
     }
     if (dtype != p.dtype) throw Error(MLFF_ERROR_FILE, what + " must be " + dtype_name(p.dtype) + ", it is " + dtype_name(dtype));
-    for (size_t i = 0; i < sizes.size(); i++) equations.push_back({p.dims[i], sizes[i], what + ": dimension " + std::to_string(i + p.has_rows)});
+    for (size_t i = 0; i < sizes.size(); i++)
+      equations.push_back({p.dims[i], sizes[i], what + ": dimension " + std::to_string(i + p.has_rows)});
   }
 
   const Payload &payload_;
@@ -181,7 +189,8 @@ bool Plan::exchanges(bool backward) const {
   return std::any_of(stages.begin(), stages.end(), [&](const Stage &s) { return !s.kernel && (backward || !s.backward); });
 }
 
-Plan parse_plan(const Payload &payload, const std::string &backend, const KernelTable &kernels, int n_species, const std::string &name) {
+Plan parse_plan(const Payload &payload, const std::string &backend, const KernelTable &kernels, int n_species,
+                const std::string &name) {
   const auto plans = payload.header.find("plans");
   if (plans == payload.header.end() || !plans->is_object() || !plans->contains(backend))
     throw Error(MLFF_ERROR_FILE, name + ": the file has no plan for the " + backend + " backend; export it again");

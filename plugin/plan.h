@@ -42,13 +42,14 @@ struct Stage {
 
 struct Plan {
   std::vector<Buffer> buffers;
-  std::vector<Stage> stages;          // forward stages come first
+  std::vector<Stage> stages;            // forward stages come first
   bool exchanges(bool backward) const;  // whether the forward stages, or those of both passes, contain an exchange
   int32_t max_exchange_width = 0;
 };
 
 // The plan of payload.header["plans"][backend], its tensors resolved to those of the payload (which must outlive it).
 // Throws Error(MLFF_ERROR_FILE), naming the stage; `name` is what messages call the file.
-Plan parse_plan(const Payload &payload, const std::string &backend, const KernelTable &kernels, int n_species, const std::string &name);
+Plan parse_plan(const Payload &payload, const std::string &backend, const KernelTable &kernels, int n_species,
+                const std::string &name);
 
 }  // namespace mlff

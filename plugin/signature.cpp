@@ -15,7 +15,8 @@ Dimension parse_dimension(const std::string &text, const std::string &word) {
   size_t i = 0;
   if (i < text.size() && std::isdigit(static_cast<unsigned char>(text[i]))) {
     d.factor = 0;
-    for (; i < text.size() && std::isdigit(static_cast<unsigned char>(text[i])) && d.factor < 1000000; i++) d.factor = 10 * d.factor + (text[i] - '0');
+    for (; i < text.size() && std::isdigit(static_cast<unsigned char>(text[i])) && d.factor < 1000000; i++)
+      d.factor = 10 * d.factor + (text[i] - '0');
   }
   if (i < text.size() && text[i] >= 'A' && text[i] <= 'Z') d.a = text[i++];
   if (i < text.size() && text[i] >= 'A' && text[i] <= 'Z') d.b = text[i++];

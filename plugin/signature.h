@@ -19,7 +19,7 @@ struct Dimension {
 struct Parameter {
   std::string name;
   DType dtype;
-  bool has_rows;            // the first dimension counts rows of atoms or edges
+  bool has_rows;  // the first dimension counts rows of atoms or edges
   Rows rows;
   std::vector<Dimension> dims;  // without that first one
   bool written;

@@ -12,8 +12,8 @@
 namespace mlff {
 namespace {
 
-constexpr double kSkin = 1.0;            // Angstrom, of the core's own pair lists
-constexpr double kCoincident = 1e-6;     // Angstrom, below which two atoms have no direction between them
+constexpr double kSkin = 1.0;         // Angstrom, of the core's own pair lists
+constexpr double kCoincident = 1e-6;  // Angstrom, below which two atoms have no direction between them
 constexpr int32_t kMaxThreads = 1024;
 
 int default_threads() {
@@ -25,7 +25,8 @@ int default_threads() {
 }
 
 // x_j + shift - x_i, computed so that the reverse pair gives the same vector reversed, to the last bit.
-inline std::array<double, 3> edge_vector(const double *positions, const PairList &pairs, const Cell *cell, int64_t i, int64_t pair) {
+inline std::array<double, 3> edge_vector(const double *positions, const PairList &pairs, const Cell *cell, int64_t i,
+                                         int64_t pair) {
   const int64_t j = pairs.neighbors[pair];
   std::array<double, 3> r;
   for (int a = 0; a < 3; a++) {
@@ -46,14 +47,17 @@ void with_memory(int64_t n_atoms, const int64_t &n_edges, Body &&body) {
   try {
     body();
   } catch (const std::bad_alloc &) {
-    fail(MLFF_ERROR_RESOURCE, "out of memory for %lld atoms and %lld edges; use a smaller system or more ranks", (long long)n_atoms, (long long)n_edges);
+    fail(MLFF_ERROR_RESOURCE, "out of memory for %lld atoms and %lld edges; use a smaller system or more ranks", (long long)n_atoms,
+         (long long)n_edges);
   }
 }
 
 }  // namespace
 
-System::System(std::shared_ptr<const Model> model, const std::string &device) : model_(std::move(model)), buffers_(model_->plan.buffers.size()) {
-  if (device != "cpu") fail(MLFF_ERROR_RESOURCE, "there is no device \"%s\"; this build of mlff computes on \"cpu\"", device.substr(0, 80).c_str());
+System::System(std::shared_ptr<const Model> model, const std::string &device)
+    : model_(std::move(model)), buffers_(model_->plan.buffers.size()) {
+  if (device != "cpu")
+    fail(MLFF_ERROR_RESOURCE, "there is no device \"%s\"; this build of mlff computes on \"cpu\"", device.substr(0, 80).c_str());
 }
 
 void System::set_threads(int32_t n_threads) {
@@ -64,15 +68,18 @@ void System::set_threads(int32_t n_threads) {
 
 void System::set_atoms(int64_t n_local, int64_t n_total, const int32_t *species) {
   if (n_local < 0 || n_total < n_local || n_total > INT32_MAX)
-    fail(MLFF_ERROR_INPUT, "set_atoms needs 0 <= n_local <= n_total < 2^31, got n_local = %lld and n_total = %lld", (long long)n_local, (long long)n_total);
+    fail(MLFF_ERROR_INPUT, "set_atoms needs 0 <= n_local <= n_total < 2^31, got n_local = %lld and n_total = %lld",
+         (long long)n_local, (long long)n_total);
   if (n_total > 0 && !species) fail(MLFF_ERROR_INPUT, "set_atoms needs the species of %lld atoms, got NULL", (long long)n_total);
   const int32_t n_species = int32_t(model_->atomic_numbers.size());
   for (int64_t i = 0; i < n_total; i++)
     if (species[i] < -1 || species[i] >= n_species)
-      fail(MLFF_ERROR_INPUT, "atom %lld has species %d; the model's species are 0 to %d, or -1 for an atom to ignore", (long long)i, species[i], n_species - 1);
+      fail(MLFF_ERROR_INPUT, "atom %lld has species %d; the model's species are 0 to %d, or -1 for an atom to ignore", (long long)i,
+           species[i], n_species - 1);
   with_memory(n_total, n_edges_, [&] { species_.reserve(n_total); });
   species_.assign(species, species + n_total);
   n_local_ = n_local, n_total_ = n_total;
+  has_atoms_ = true;
   given_.reset(), found_.reset();
   evaluated_ = false;
 }
@@ -82,14 +89,16 @@ void System::set_neighbors(const int64_t *offsets, const int32_t *neighbors) {
   int64_t n = 0;
   for (int64_t i = 0; i < n_local_; i++) {
     if (offsets[0] != 0 || offsets[i + 1] < offsets[i])
-      fail(MLFF_ERROR_INPUT, "the offsets of the neighbour list must start at 0 and never decrease; they do at atom %lld", (long long)i);
+      fail(MLFF_ERROR_INPUT, "the offsets of the neighbour list must start at 0 and never decrease; they do at atom %lld",
+           (long long)i);
     n = offsets[i + 1];
   }
   if (n > 0 && !neighbors) fail(MLFF_ERROR_INPUT, "set_neighbors needs %lld neighbours, got NULL", (long long)n);
   for (int64_t i = 0; i < n_local_; i++)
     for (int64_t e = offsets[i]; e < offsets[i + 1]; e++)
       if (neighbors[e] < 0 || neighbors[e] >= n_total_ || neighbors[e] == i)
-        fail(MLFF_ERROR_INPUT, "atom %lld has the neighbour %d; neighbours must be other atoms, 0 to %lld", (long long)i, neighbors[e], (long long)n_total_ - 1);
+        fail(MLFF_ERROR_INPUT, "atom %lld has the neighbour %d; neighbours must be other atoms, 0 to %lld", (long long)i,
+             neighbors[e], (long long)n_total_ - 1);
   given_.reset();
   evaluated_ = false;
   with_memory(n_total_, n, [&] {
@@ -106,7 +115,8 @@ void System::set_exchange(mlff_exchange_fn exchange, void *user) {
   user_ = user;
 }
 
-void System::check_positions(const double *positions) const {
+void System::check_ready(const double *positions) const {
+  if (!has_atoms_) fail(MLFF_ERROR_INPUT, "the system has no atoms yet: call set_atoms before computing");
   if (n_total_ > 0 && !positions) fail(MLFF_ERROR_INPUT, "the positions of %lld atoms are needed, got NULL", (long long)n_total_);
   for (int64_t i = 0; i < 3 * n_total_; i++)
     if (!std::isfinite(positions[i]))
@@ -115,17 +125,18 @@ void System::check_positions(const double *positions) const {
 
 void System::compute(const double *positions, const mlff_results &results) {
   evaluated_ = false;
+  check_ready(positions);
   if (!given_) fail(MLFF_ERROR_INPUT, "compute needs a neighbour list: call set_neighbors after set_atoms");
-  check_positions(positions);
   const int threads = threads_ ? threads_ : default_threads();
   with_memory(n_total_, n_edges_, [&] { evaluate(positions, *given_, nullptr, results, threads); });
 }
 
 void System::compute_periodic(const double *positions, const double *cell, const int32_t *pbc, const mlff_results &results) {
   evaluated_ = false;
+  check_ready(positions);
   if (n_total_ != n_local_)
-    fail(MLFF_ERROR_INPUT, "compute_periodic finds its own images: %lld atoms were set as ghosts, none are allowed", (long long)(n_total_ - n_local_));
-  check_positions(positions);
+    fail(MLFF_ERROR_INPUT, "compute_periodic finds its own images: %lld atoms were set as ghosts, none are allowed",
+         (long long)(n_total_ - n_local_));
   const Cell box = make_cell(cell, pbc, model_->cutoff);
   const int threads = threads_ ? threads_ : default_threads();
   with_memory(n_total_, n_edges_, [&] { evaluate(positions, find(positions, box, threads), &box, results, threads); });
@@ -147,7 +158,7 @@ const PairList &System::find(const double *positions, const Cell &cell, int thre
   return *found_;
 }
 
-void System::select_edges(const double *positions, const PairList &pairs, const Cell *cell, int threads) {
+void System::select_edges(const double *positions, const PairList &pairs, const Cell *cell, [[maybe_unused]] int threads) {
   const double cutoff = model_->cutoff;
   int64_t *offsets = offsets_.resize(n_local_ + 1), *kept = kept_.resize(pairs.offsets[n_local_]);
   offsets[0] = 0;
@@ -191,7 +202,8 @@ void System::select_edges(const double *positions, const PairList &pairs, const 
 void System::evaluate(const double *positions, const PairList &pairs, const Cell *cell, const mlff_results &results, int threads) {
   const bool backward = results.forces || results.virial || results.atom_virial;
   if (n_total_ > n_local_ && !exchange_ && model_->plan.exchanges(backward))
-    fail(MLFF_ERROR_EXCHANGE, "the system has %lld ghosts, and the model's message layers need their features: call set_exchange", (long long)(n_total_ - n_local_));
+    fail(MLFF_ERROR_EXCHANGE, "the system has %lld ghosts, and the model's message layers need their features: call set_exchange",
+         (long long)(n_total_ - n_local_));
   select_edges(positions, pairs, cell, threads);
   std::fill_n(atom_energy_.resize(n_local_), n_local_, 0.0);
   if (backward) std::fill_n(gradient_.resize(3 * n_edges_), 3 * n_edges_, 0.0);
@@ -243,7 +255,8 @@ void System::collect_energy(const mlff_results &results) const {
   double energy = 0.0;
   for (int64_t i = 0; i < n_local_; i++) {
     if (!std::isfinite(atom_energy_[i]))
-      fail(MLFF_ERROR_INPUT, "the energy of atom %lld is not finite: the structure is outside what the model can evaluate", (long long)i);
+      fail(MLFF_ERROR_INPUT, "the energy of atom %lld is not finite: the structure is outside what the model can evaluate",
+           (long long)i);
     energy += atom_energy_[i];
   }
   if (results.energy) *results.energy = energy;
@@ -252,7 +265,8 @@ void System::collect_energy(const mlff_results &results) const {
 
 namespace {
 
-// Calls body(t, begin, end) for one range of atoms per thread. The ranges depend on `threads` alone, so sums over them are reproducible.
+// Calls body(t, begin, end) for one range of atoms per thread. The ranges depend on `threads` alone, so sums over them are
+// reproducible.
 template <class Body>
 void for_ranges(int64_t n, int threads, Body &&body) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1) if (threads > 1)
@@ -267,10 +281,13 @@ void System::collect_gradient(const mlff_results &results, int threads) {
   for (int64_t i = 0; i < n_local_; i++)
     for (int64_t e = offsets[i]; e < offsets[i + 1]; e++)
       if (!std::isfinite(gradient_[3 * e] + gradient_[3 * e + 1] + gradient_[3 * e + 2]))
-        fail(MLFF_ERROR_INPUT, "the force between atoms %lld and %d, %.3g Angstrom apart, is not finite: the structure is outside what the model can evaluate",
+        fail(MLFF_ERROR_INPUT,
+             "the force between atoms %lld and %d, %.3g Angstrom apart, is not finite: the structure is outside what the model can "
+             "evaluate",
              (long long)i, neighbors_[e], distance_[e]);
 
-  // Adds W numbers of every edge to its centre and, times `sign`, to its neighbour: one table per range of centres, summed in order.
+  // Adds W numbers of every edge to its centre and, times `sign`, to its neighbour: one table per range of centres, summed in
+  // order.
   const auto scatter = [&]<int W>(double *out, double sign, auto &&of_edge) {
     double *partial = partial_.resize((threads - 1) * n_total_ * W);
     for_ranges(n_local_, threads, [&](int t, int64_t begin, int64_t end) {
@@ -297,8 +314,11 @@ void System::collect_gradient(const mlff_results &results, int threads) {
     w[5] = -0.5 * factor * (r[1] * g[2] + r[2] * g[1]);
   };
 
-  if (results.forces) scatter.template operator()<3>(results.forces, -1.0, [&](int64_t e, double *v) { std::copy_n(gradient_.data() + 3 * e, 3, v); });
-  if (results.atom_virial) scatter.template operator()<6>(results.atom_virial, 1.0, [&](int64_t e, double *v) { edge_virial(e, 0.5, v); });
+  if (results.forces)
+    scatter.template operator()<3>(results.forces, -1.0,
+                                   [&](int64_t e, double *v) { std::copy_n(gradient_.data() + 3 * e, 3, v); });
+  if (results.atom_virial)
+    scatter.template operator()<6>(results.atom_virial, 1.0, [&](int64_t e, double *v) { edge_virial(e, 0.5, v); });
   if (results.virial) {
     double *partial = partial_.resize(6 * threads);
     for_ranges(n_local_, threads, [&](int t, int64_t begin, int64_t end) {
@@ -316,7 +336,9 @@ void System::collect_gradient(const mlff_results &results, int threads) {
 }
 
 void System::edges(int64_t *n_edges, int32_t *centers, int32_t *neighbors, double *vectors) const {
-  if (!evaluated_) throw Error(MLFF_ERROR_INPUT, "there are no edges: the system has not been evaluated since it was set up, or the last evaluation failed");
+  if (!evaluated_)
+    throw Error(MLFF_ERROR_INPUT,
+                "there are no edges: the system has not been evaluated since it was set up, or the last evaluation failed");
   if (n_edges) *n_edges = n_edges_;
   for (int64_t i = 0; centers && i < n_local_; i++) std::fill(centers + offsets_[i], centers + offsets_[i + 1], int32_t(i));
   if (neighbors) std::copy_n(neighbors_.data(), n_edges_, neighbors);
@@ -328,8 +350,8 @@ size_t System::bytes() const {
   for (const auto *list : {&given_, &found_})
     if (*list) bytes += (*list)->bytes();
   for (const auto &buffer : buffers_) bytes += buffer.bytes();
-  return bytes + offsets_.bytes() + kept_.bytes() + neighbors_.bytes() + distance_.bytes() + vectors_.bytes() + atom_energy_.bytes() + gradient_.bytes() +
-         partial_.bytes() + unit_.bytes();
+  return bytes + offsets_.bytes() + kept_.bytes() + neighbors_.bytes() + distance_.bytes() + vectors_.bytes() +
+         atom_energy_.bytes() + gradient_.bytes() + partial_.bytes() + unit_.bytes();
 }
 
 }  // namespace mlff

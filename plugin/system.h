@@ -29,7 +29,7 @@ class System {
   size_t bytes() const;
 
  private:
-  void check_positions(const double *positions) const;
+  void check_ready(const double *positions) const;
   // Own pair list with a skin, searched again when an atom has moved half the skin or the cell has changed.
   const PairList &find(const double *positions, const Cell &cell, int threads);
   void evaluate(const double *positions, const PairList &pairs, const Cell *cell, const mlff_results &results, int threads);
@@ -43,6 +43,7 @@ class System {
   std::shared_ptr<const Model> model_;
   int32_t threads_ = 0;
   int64_t n_local_ = 0, n_total_ = 0, n_edges_ = 0;
+  bool has_atoms_ = false;  // whether set_atoms has been called
   bool evaluated_ = false;  // whether the edges are those of a successful evaluation
   std::vector<int32_t> species_;
   mlff_exchange_fn exchange_ = nullptr;

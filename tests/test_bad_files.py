@@ -80,7 +80,10 @@ def test_good_payload_loads(good, tmp_path):
 
 
 def test_missing_empty_and_foreign(good, tmp_path):
-    for path, match in ((tmp_path / "missing.pt", "missing.pt: (no such|cannot open)"), (tmp_path, "no such model file|is not a file")):
+    for path, match in (
+        (tmp_path / "missing.pt", "missing.pt: (no such|cannot open)"),
+        (tmp_path, "no such model file|is not a file"),
+    ):
         refused_by_core(path, match)
         with pytest.raises(payload.PayloadError, match=match):
             payload.find(path)
@@ -120,12 +123,14 @@ def test_bit_flips(good, tmp_path):
 
 
 def test_newer_version(good, tmp_path):
-    refused_by_both(good[:16] + struct.pack("<I", 2) + good[20:], r"payload format 2 is newer than this mlff reads \(1\); update mlff", tmp_path)
+    refused_by_both(
+        good[:16] + struct.pack("<I", 2) + good[20:], r"payload format 2 is newer than this mlff reads \(1\); update mlff", tmp_path
+    )
 
 
 @pytest.mark.parametrize("length", [*range(1, 130, 3), 4096, 4097])
 def test_hash_of_any_length(length):
-    """The core's SHA-256 against Python's, around the ends of its blocks: with a right hash, the fault found is the missing header."""
+    """The core's SHA-256 against Python's, around the ends of its blocks: if the hash is right, the next fault is the header."""
     data = np.random.default_rng(length).bytes(length)
     refused_by_core(with_header(b"?", data), r"not valid JSON")
 
@@ -166,11 +171,19 @@ def test_hostile_text(case, tmp_path):
 
 def test_sizes_in_the_fixed_part(good, tmp_path):
     content = good[HEAD:]
-    for size, header_size in ((0, 0), (HEAD - 1, 0), (len(good), len(good)), (len(good), 2**64 - 1), (2**64 - 1, 5), (2**63, 2**63)):
+    for size, header_size in (
+        (0, 0),
+        (HEAD - 1, 0),
+        (len(good), len(good)),
+        (len(good), 2**64 - 1),
+        (2**64 - 1, 5),
+        (2**63, 2**63),
+    ):
         fixed = struct.pack("<16sIIQQ32s", payload.MAGIC, 1, 0, size, header_size, hashlib.sha256(content).digest())
         refused_by_both(fixed + content, "damaged|truncated", tmp_path)
     header_size = struct.unpack_from("<Q", good, 32)[0]
-    for wrong in (0, 1, 100, header_size - 1, header_size + 1, header_size - 8):  # off by a little, the weights would be read shifted
+    # Off by a little, the weights would be read shifted.
+    for wrong in (0, 1, 100, header_size - 1, header_size + 1, header_size - 8):
         refused_by_both(good[:32] + struct.pack("<Q", wrong) + good[40:], "damaged", tmp_path)
     for wrong in (header_size - 64, header_size + 64, 56):
         refused_by_both(good[:32] + struct.pack("<Q", wrong) + good[40:], "not valid JSON", tmp_path)
@@ -200,7 +213,10 @@ HOSTILE_TENSORS = {
     "offset negative": ({"dtype": "f32", "shape": [1], "offset": -64}, "offset"),
     "offset wraps": ({"dtype": "u8", "shape": [64], "offset": 2**64 - 64}, "offset"),
     "offset a fraction": ({"dtype": "f32", "shape": [1], "offset": 0.5}, "offset"),
-    "crosses the end": (lambda n: {"dtype": "u8", "shape": [65], "offset": n // 64 * 64 - 64 + 64 * (n % 64 > 0)}, "outside the data"),
+    "crosses the end": (
+        lambda n: {"dtype": "u8", "shape": [65], "offset": n // 64 * 64 - 64 + 64 * (n % 64 > 0)},
+        "outside the data",
+    ),
 }
 
 
@@ -224,7 +240,9 @@ def test_weights_that_are_not_finite(value, parts, tmp_path):
     for name in ("embedding", "shift"):
         bad = tensors[name].copy()
         bad.flat[-1] = value
-        refused_by_both(payload.pack(header, {**tensors, name: bad}), f'tensor "{name}" holds a number that is not finite', tmp_path)
+        refused_by_both(
+            payload.pack(header, {**tensors, name: bad}), f'tensor "{name}" holds a number that is not finite', tmp_path
+        )
 
 
 def fields(**changes):
@@ -269,7 +287,10 @@ def test_hostile_header(case, parts, tmp_path):
     refused_by_both(payload.pack(header, parts[1]), match, tmp_path)
 
 
-@pytest.mark.parametrize("name, value", [("positions", np.zeros((2, 3))), ("forces", np.zeros((12, 3), np.float32)), ("atomic_numbers", np.full(12, 6, np.int32))])
+@pytest.mark.parametrize(
+    "name, value",
+    [("positions", np.zeros((2, 3))), ("forces", np.zeros((12, 3), np.float32)), ("atomic_numbers", np.full(12, 6, np.int32))],
+)
 def test_hostile_reference(name, value, parts, tmp_path):
     header, tensors = parts
     refused_by_both(payload.pack(header, {**tensors, f"reference.0.{name}": value}), "reference structure", tmp_path)
@@ -321,12 +342,18 @@ HOSTILE_PLANS = {
     "stages a number": (lambda plan: plan.update(stages=1), 'cpu plan: needs a list "stages"'),
     "stage a number": (lambda plan: plan["stages"].insert(0, 5), 'stage 0: needs a text "kernel"'),
     "too many stages": (lambda plan: plan["stages"].extend(plan["stages"][-1:] * 20000), "at most 10000 entries"),
-    "unknown kernel": (lambda plan: stage_of(plan, "readout").update(kernel="transformer"), r"\(transformer\): this mlff has no such kernel"),
+    "unknown kernel": (
+        lambda plan: stage_of(plan, "readout").update(kernel="transformer"),
+        r"\(transformer\): this mlff has no such kernel",
+    ),
     "unknown pass": (lambda plan: stage_of(plan, "readout").update({"pass": "sideways"}), "pass must be forward or backward"),
     "forward after backward": (lambda plan: stage_of(plan, "readout").update({"pass": "backward"}), "a forward stage comes after"),
     "args a text": (lambda plan: stage_of(plan, "readout").update(args="s1"), 'needs a list "args"'),
     "args numbers": (lambda plan: stage_of(plan, "readout").update(args=[1, 2]), "args must be names"),
-    "too few args": (lambda plan: stage_of(plan, "readout")["args"].pop(), r"stage \d+ \(readout\): the kernel takes 8 arguments, 7 are given"),
+    "too few args": (
+        lambda plan: stage_of(plan, "readout")["args"].pop(),
+        r"stage \d+ \(readout\): the kernel takes 8 arguments, 7 are given",
+    ),
     "unknown name": (put_arg("readout", "shift", "nowhere"), 'there is no buffer, tensor or input "nowhere"'),
     "writes a tensor": (put_arg("radial_basis", "basis", "layers.1.filter"), "is written, but it is a tensor"),
     "writes an input": (put_arg("readout", "atom_energy", "distance"), "must have rows local"),
@@ -401,8 +428,8 @@ def test_features_that_kernels_cannot_do(good):
 def test_random_plans(parts):
     """Plans with arguments, kernels and stages shuffled: refused in one line, or executed without harm."""
     rng = np.random.default_rng(3)
-    names = [*parts[1], *(b["name"] for b in parts[0]["plans"]["cpu"]["buffers"]), "species", "offsets", "neighbors", "distance", "unit",
-             "atom_energy", "gradient"]  # fmt: skip
+    inputs = ["species", "offsets", "neighbors", "distance", "unit", "atom_energy", "gradient"]
+    names = [*parts[1], *(b["name"] for b in parts[0]["plans"]["cpu"]["buffers"]), *inputs]
     x = rng.uniform(0, 5, (6, 3))
     executed = 0
     for _ in range(400):

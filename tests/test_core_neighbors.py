@@ -164,7 +164,8 @@ def test_smallest_cell_allowed(core_model):
 
 
 @pytest.mark.parametrize(
-    "cell, pbc", [(np.zeros((3, 3)), (False, False, False)), (np.diag([6.0, 0.0, 0.0]), (True, False, False)), (None, (False, False, False))]
+    "cell, pbc",
+    [(np.zeros((3, 3)), (False, False, False)), (np.diag([6.0, 0.0, 0.0]), (True, False, False)), (None, (False, False, False))],
 )
 def test_vectors_of_open_directions_do_not_matter(core_model, cell, pbc):
     x = np.random.default_rng(10).uniform(0, 6, (20, 3))
@@ -183,7 +184,9 @@ def test_coincident_atoms_are_named(core_model, n, pbc):
         core_edges(core_model, x, 20.0 * np.eye(3), pbc)
 
 
-@pytest.mark.parametrize("pbc, message", [(True, "atom 1 is 1e\\+29 cells outside"), (False, "atom 1 is 1e\\+30 Angstrom from the origin")])
+@pytest.mark.parametrize(
+    "pbc, message", [(True, "atom 1 is 1e\\+29 cells outside"), (False, "atom 1 is 1e\\+30 Angstrom from the origin")]
+)
 def test_absurd_positions(core_model, pbc, message):
     with pytest.raises(MLFFInputError, match=message):
         core_edges(core_model, np.array([[0.0, 0, 0], [1e30, 0, 0]]), 10.0 * np.eye(3), pbc)

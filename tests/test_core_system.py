@@ -42,7 +42,9 @@ def evaluate(model, atoms, want=RESULTS, threads=1):
 
 def assert_close(a, b, tolerance=2e-6):
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=0, atol=tolerance * (10 if "virial" in name or name == "energy" else 1), err_msg=name)
+        np.testing.assert_allclose(
+            a[name], b[name], rtol=0, atol=tolerance * (10 if "virial" in name or name == "energy" else 1), err_msg=name
+        )
 
 
 def assert_identical(a, b):
@@ -59,7 +61,9 @@ def test_every_result_against_the_reference(three_layers, core_model, name):
     atoms = structure(name)
     expected, found = reference(three_layers, atoms), evaluate(core_model, atoms)
     neighbors = neighbors_of(atoms, core_model.cutoff)
-    _, gradient = energy_and_gradient(copy.deepcopy(three_layers).double(), torch.as_tensor(atoms.numbers), neighbors.edges, neighbors.vectors)
+    _, gradient = energy_and_gradient(
+        copy.deepcopy(three_layers).double(), torch.as_tensor(atoms.numbers), neighbors.edges, neighbors.vectors
+    )
     r, g = neighbors.vectors.numpy(), gradient.numpy()
     terms = -0.5 * (r[:, :, None] * g[:, None, :] + r[:, None, :] * g[:, :, None]).reshape(-1, 9)[:, SIX]
     atom_virial = np.zeros((len(atoms), 6))
@@ -333,7 +337,10 @@ def no_neighbours(system, x):
 
 
 BAD_INPUTS = {
-    "unknown element": (lambda s, x: s.set_atoms([1, 92, 8, 79]), r"the model knows the atomic numbers \[1, 6, 8\]; the structure has \[79, 92\] too"),
+    "unknown element": (
+        lambda s, x: s.set_atoms([1, 92, 8, 79]),
+        r"the model knows the atomic numbers \[1, 6, 8\]; the structure has \[79, 92\] too",
+    ),
     "atomic number 0": (lambda s, x: s.set_atoms([1, 0]), r"the structure has \[0\] too"),
     "negative n_local": (lambda s, x: s.set_atoms([1, 1], n_local=-1), "0 <= n_local <= n_total"),
     "too few atoms": (lambda s, x: s.set_atoms([1, 1], n_local=3), "n_local = 3 and n_total = 2"),
@@ -349,8 +356,14 @@ BAD_INPUTS = {
     "offsets not from 0": (lambda s, x: s.set_neighbors([1] * 9 + [1], [2]), "must start at 0"),
     "offsets decrease": (lambda s, x: s.set_neighbors([0, 2, 1, 2, 2, 2, 2, 2, 2, 2], [1, 2]), "never decrease; they do at atom 1"),
     "offsets too short": (lambda s, x: s.set_neighbors([0, 0], []), r"offsets must have the shape \(10\)"),
-    "offsets and neighbours": (lambda s, x: s.set_neighbors([0] * 9 + [3], [1]), "the last offset must be the number of neighbours, 1, got 3"),
-    "neighbour out of range": (lambda s, x: s.set_neighbors([0] + [1] * 9, [9]), "atom 0 has the neighbour 9; neighbours must be other atoms, 0 to 8"),
+    "offsets and neighbours": (
+        lambda s, x: s.set_neighbors([0] * 9 + [3], [1]),
+        "the last offset must be the number of neighbours, 1, got 3",
+    ),
+    "neighbour out of range": (
+        lambda s, x: s.set_neighbors([0] + [1] * 9, [9]),
+        "atom 0 has the neighbour 9; neighbours must be other atoms, 0 to 8",
+    ),
     "neighbour negative": (lambda s, x: s.set_neighbors([0] + [1] * 9, [-1]), "atom 0 has the neighbour -1"),
     "own neighbour": (lambda s, x: s.set_neighbors([0] + [1] * 9, [0]), "atom 0 has the neighbour 0"),
     "threads": (lambda s, x: s._call("set_threads", -1), "number of threads must be 0"),
@@ -383,6 +396,12 @@ def test_a_failed_set_atoms_changes_nothing(core_model):
     assert_identical(evaluate(core_model, atoms), system.compute(atoms.positions, want=RESULTS))
 
 
+def test_atoms_come_first(core_model):
+    for compute in ("compute", "compute_periodic"):
+        with pytest.raises(MLFFInputError, match="call set_atoms before computing"):
+            System(core_model)._call(compute, *[None] * (1 if compute == "compute" else 3), ctypes.byref(core._Results()))
+
+
 def test_edges_need_a_good_evaluation(core_model):
     atoms = structure("ethanol")
     system = System(core_model, threads=1)
@@ -401,7 +420,10 @@ def test_results_that_are_not_finite_are_errors(core_model):
     """Finite weights can still overflow: that must not become a silent NaN, in any result."""
     header, tensors = payload.unpack(build_payload(random_model(16, 2)))
     atoms = structure("ethanol")
-    for name, want, message in (("readout.w2", ["energy"], "energy of atom 0 is not finite"), ("layers.1.filter", ["forces"], "not finite")):
+    for name, want, message in (
+        ("readout.w2", ["energy"], "energy of atom 0 is not finite"),
+        ("layers.1.filter", ["forces"], "not finite"),
+    ):
         broken = {**tensors, name: np.full_like(tensors[name], 3e38)}
         with pytest.raises(MLFFInputError, match=message):
             evaluate(Model(payload.pack(header, broken)), atoms, want)
@@ -422,7 +444,9 @@ def test_model_may_be_freed_first():
     species = np.searchsorted([1, 6, 8], atoms.numbers).astype(np.int32)
     system._call("set_atoms", len(atoms), len(atoms), species.ctypes.data)
     forces = np.empty((len(atoms), 3))
-    system._call("compute_periodic", atoms.positions.ctypes.data, None, None, ctypes.byref(core._Results(forces=forces.ctypes.data)))
+    system._call(
+        "compute_periodic", atoms.positions.ctypes.data, None, None, ctypes.byref(core._Results(forces=forces.ctypes.data))
+    )
     np.testing.assert_array_equal(forces, expected["forces"])
 
 
@@ -432,18 +456,29 @@ def test_null_pointers(core_model):
     system.set_atoms([1, 1])
     x, out, results = np.eye(3)[:2].copy(), ctypes.c_void_p(), core._Results()
     offsets = np.array([0, 1, 2])
+    model, handle, place = core_model._handle, system._handle, ctypes.byref(out)
     calls = [
-        ("model_load", None, ctypes.byref(out)), ("model_load", b"x", None), ("model_load_memory", None, 5, ctypes.byref(out)),
-        ("model_load_memory", b"", 0, None), ("model_self_check", None, b"cpu", None, None), ("model_self_check", core_model._handle, None, None, None),
-        ("system_create", None, b"cpu", ctypes.byref(out)), ("system_create", core_model._handle, None, ctypes.byref(out)),
-        ("system_create", core_model._handle, b"cpu", None), ("system_set_threads", None, 1), ("system_set_atoms", None, 0, 0, None),
-        ("system_set_atoms", system._handle, 1, 1, None), ("system_set_neighbors", None, None, None),
-        ("system_set_neighbors", system._handle, None, None), ("system_set_neighbors", system._handle, offsets.ctypes.data, None),
-        ("system_compute", None, None, None), ("system_compute", system._handle, x.ctypes.data, None),
-        ("system_compute_periodic", system._handle, None, None, None, ctypes.byref(results)),
-        ("system_compute_periodic", system._handle, x.ctypes.data, None, None, None),
+        ("model_load", None, place),
+        ("model_load", b"x", None),
+        ("model_load_memory", None, 5, place),
+        ("model_load_memory", b"", 0, None),
+        ("model_self_check", None, b"cpu", None, None),
+        ("model_self_check", model, None, None, None),
+        ("system_create", None, b"cpu", place),
+        ("system_create", model, None, place),
+        ("system_create", model, b"cpu", None),
+        ("system_set_threads", None, 1),
+        ("system_set_atoms", None, 0, 0, None),
+        ("system_set_atoms", handle, 1, 1, None),
+        ("system_set_neighbors", None, None, None),
+        ("system_set_neighbors", handle, None, None),
+        ("system_set_neighbors", handle, offsets.ctypes.data, None),
+        ("system_compute", None, None, None),
+        ("system_compute", handle, x.ctypes.data, None),
+        ("system_compute_periodic", handle, None, None, None, ctypes.byref(results)),
+        ("system_compute_periodic", handle, x.ctypes.data, None, None, None),
         ("system_edges", None, None, None, None, None),
-    ]  # fmt: skip
+    ]
     for name, *arguments in calls:
         assert getattr(library, f"mlff_{name}")(*arguments) == 2, name
         assert 10 < len(library.mlff_last_error()) < 300
@@ -494,7 +529,9 @@ def test_library_shows_its_interface_alone():
     """Two skins that hold the core can live in one process only if neither shows more than mlff.h."""
     if not shutil.which("nm"):
         pytest.skip("nm is not installed")
-    lines = subprocess.run(["nm", "-DC", "--defined-only", core.library_path("libmlff.so")], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(
+        ["nm", "-DC", "--defined-only", core.library_path("libmlff.so")], capture_output=True, text=True, check=True
+    ).stdout
     names = [line.split(maxsplit=2)[2] for line in lines.splitlines()]
     assert {name for name in names if name.startswith("mlff_")} >= set(core._SIGNATURES)
     assert [name for name in names if "mlff::" in name] == []
@@ -505,7 +542,9 @@ def test_header_is_c():
     header = Path(__file__).parents[1] / "plugin" / "mlff.h"
     if not compiler:
         pytest.skip("no C compiler")
-    run = subprocess.run([compiler, "-std=c99", "-pedantic", "-Wall", "-Werror", "-fsyntax-only", "-x", "c", header], capture_output=True, text=True)
+    run = subprocess.run(
+        [compiler, "-std=c99", "-pedantic", "-Wall", "-Werror", "-fsyntax-only", "-x", "c", header], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
 
 

@@ -110,7 +110,9 @@ def _load(path: Path) -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     if library.mlff_abi_version() != ABI_VERSION:
-        raise MLFFResourceError(f"{path} has the interface {library.mlff_abi_version()}, this package needs {ABI_VERSION}; build both together")
+        raise MLFFResourceError(
+            f"{path} has the interface {library.mlff_abi_version()}, this package needs {ABI_VERSION}; build both together"
+        )
     return library
 
 
@@ -159,7 +161,9 @@ class Model:
         self.sha256: str = self._library.mlff_model_sha256(self._handle).decode()
         self.cutoff: float = self._library.mlff_model_cutoff(self._handle)
         n_species = self._library.mlff_model_n_species(self._handle)
-        self.atomic_numbers: np.ndarray = np.array(self._library.mlff_model_atomic_numbers(self._handle)[:n_species], dtype=np.int32)
+        self.atomic_numbers: np.ndarray = np.array(
+            self._library.mlff_model_atomic_numbers(self._handle)[:n_species], dtype=np.int32
+        )
         self.max_exchange_width: int = self._library.mlff_model_max_exchange_width(self._handle)
 
     def __del__(self):
@@ -178,7 +182,9 @@ class Model:
             species[numbers == number] = index
         unknown = sorted(set(numbers[(species < 0) & (numbers != -1)].tolist()))
         if unknown:
-            raise MLFFInputError(f"the model knows the atomic numbers {self.atomic_numbers.tolist()}; the structure has {unknown} too")
+            raise MLFFInputError(
+                f"the model knows the atomic numbers {self.atomic_numbers.tolist()}; the structure has {unknown} too"
+            )
         return species
 
     def self_check(self, device: str = "cpu") -> Tuple[float, float]:
@@ -302,7 +308,13 @@ class System:
         Raises:
             MLFFExchangeError: an exchange was needed and not set, or failed.
         """
-        shapes = {"energy": (1,), "atom_energy": (self._n_local,), "forces": (self._n_total, 3), "virial": (6,), "atom_virial": (self._n_total, 6)}
+        shapes = {
+            "energy": (1,),
+            "atom_energy": (self._n_local,),
+            "forces": (self._n_total, 3),
+            "virial": (6,),
+            "atom_virial": (self._n_total, 6),
+        }
         want = list(want)
         if any(name not in shapes for name in want):
             raise MLFFInputError(f"want must be names out of {', '.join(RESULTS)}; got {want}")
@@ -317,8 +329,11 @@ class System:
             cell = None if cell is None else _array(cell, np.float64, (3, 3), "cell")
             pbc = None if pbc is None else np.array(np.broadcast_to(pbc, 3), dtype=bool).astype(np.int32)
             self._call(
-                "compute_periodic", positions.ctypes.data, None if cell is None else cell.ctypes.data,
-                None if pbc is None else pbc.ctypes.data, byref(pointers),
+                "compute_periodic",
+                positions.ctypes.data,
+                None if cell is None else cell.ctypes.data,
+                None if pbc is None else pbc.ctypes.data,
+                byref(pointers),
             )
         if "energy" in results:
             results["energy"] = float(results["energy"][0])

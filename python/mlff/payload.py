@@ -68,7 +68,7 @@ def find(path) -> bytes:
 
 
 def unpack(payload: bytes, name: str = "payload") -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
-    """Header and arrays of a payload, checked as docs/file-format.md says. The header has its hash as ``sha256``, and no ``tensors``.
+    """Header (without ``tensors``, with the hash as ``sha256``) and arrays of a payload, checked as docs/file-format.md says.
 
     Raises:
         PayloadError: damaged or too new, or a header that is not as it must be.
@@ -146,7 +146,9 @@ def _tensors(header: Any, data: bytes) -> Dict[str, np.ndarray]:
     tensors = {}
     for key, entry in header["tensors"].items():
         what = f'tensor "{key[:80]}"'
-        _require(isinstance(entry, dict) and {"dtype", "shape", "offset"} <= entry.keys(), f"{what} needs a dtype, a shape and an offset")
+        _require(
+            isinstance(entry, dict) and {"dtype", "shape", "offset"} <= entry.keys(), f"{what} needs a dtype, a shape and an offset"
+        )
         dtype, shape, offset = entry["dtype"], entry["shape"], entry["offset"]
         _require(isinstance(dtype, str) and dtype in _DTYPES, f"{what}: the dtype must be {', '.join(_DTYPES)}")
         _require(isinstance(shape, list) and len(shape) <= 8, f"{what}: the shape must be a list of at most 8 numbers")
@@ -186,5 +188,8 @@ def _check_header(header: Dict[str, Any], tensors: Dict[str, np.ndarray]) -> Non
         for key, (dtype, shape) in shapes.items():
             t = tensors.get(f"{prefix}.{key}")
             good = t is not None and t.dtype == dtype and t.shape == shape
-            _require(good, f'reference structure "{name}" needs the tensor "{prefix}.{key}" of dtype {np.dtype(dtype)} and shape {list(shape)}')
-        _require(set(elements.tolist()) <= set(numbers), f'reference structure "{name}" holds an element that the model does not know')
+            wanted = f"of dtype {np.dtype(dtype)} and shape {list(shape)}"
+            _require(good, f'reference structure "{name}" needs the tensor "{prefix}.{key}" {wanted}')
+        _require(
+            set(elements.tolist()) <= set(numbers), f'reference structure "{name}" holds an element that the model does not know'
+        )
