@@ -1,14 +1,16 @@
 """The commands ``mlff`` and ``mlff-export``.
 
-Exit codes: 0 done, 1 it failed (one line on the error stream says why), 2 wrong usage.
+Exit codes: 0 done, 1 it failed (one line on the error stream says why) or a check did not pass, 2 wrong usage.
 """
 
 import argparse
+import os
+import shlex
+import shutil
 import sys
 import warnings
-from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from . import __version__, pretrained_names
 
@@ -32,7 +34,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command = commands.add_parser("validate", help="compare a model with labelled structures")
     command.add_argument("model", type=Path, help="model file")
     command.add_argument("structures", type=Path, help="structures with energies and forces, any format that ASE reads (extxyz)")
-    command.add_argument("--report", type=Path, default=Path("report.html"), help="HTML page to write (default: %(default)s)")
+    command.add_argument("--report", type=Path, help="HTML page to write, with its numbers as JSON beside it")
     command.set_defaults(run=_validate)
 
     command = commands.add_parser("env", help='shell commands that let LAMMPS find the pair style: eval "$(mlff env)"')
@@ -96,9 +98,10 @@ def _info(options: argparse.Namespace) -> int:
     header, tensors = payload.unpack(data, str(options.model))
     console = Console()
     console.print(_table("Model", _model_rows(options.model, len(data), header, tensors)))
-    if header.get("provenance"):
-        console.print(_table("Training record", _flat(header["provenance"])))
-    console.print(_reference_table(header, tensors))
+    for table in _record(header["provenance"]):
+        console.print(table)
+    columns = ("name", "formula", "periodic", "energy, eV", "largest force, eV/Å")
+    console.print(_table("Reference structures", _reference_rows(header, tensors), columns))
     if options.check:
         from .core import Model
 
@@ -122,13 +125,13 @@ def _model_rows(path: Path, size: int, header: Dict[str, Any], tensors: Dict[str
     yield "numbers", f"{weights} in {header['precision']}"
     yield "plans", ", ".join(f"{name} ({len(plan['stages'])} stages)" for name, plan in header["plans"].items())
     yield "written by", f"mlff {header['mlff_version']}"
-    yield "TorchForce", _baked(path)
+    yield "TorchForce", _baked(path, header["atomic_numbers"])
 
 
-def _baked(path: Path) -> str:
+def _baked(path: Path, known: Sequence[int]) -> str:
     """What the TorchScript around the payload knows of a system."""
     import torch
-    from ase.data import chemical_symbols
+    from ase.symbols import Symbols
 
     from .torchscript import load_operator
 
@@ -139,52 +142,65 @@ def _baked(path: Path) -> str:
             module = torch.jit.load(str(path))
     except (OSError, RuntimeError) as e:
         return f"cannot be opened as TorchScript: {str(e).splitlines()[0]}"
-    if module.atomic_numbers is None:
-        return "no elements inside (needs mlff-export --structure, or mlff.openmm.create_force)"
-    counts = Counter(chemical_symbols[z] for z in module.atomic_numbers.tolist())
-    indices = "" if module.indices is None else f", of which the model handles {len(module.indices)}"
-    return f"{sum(counts.values())} atoms ({', '.join(f'{n} {s}' for s, n in sorted(counts.items()))}){indices}"
+    if hasattr(module, "n_atoms"):  # portable.PortableModel
+        kind, n_atoms, numbers = "portable, ", module.n_atoms, [known[k] for k in module.species.tolist()]
+    elif module.atomic_numbers is None:
+        kind, n_atoms, numbers = "", -1, []
+    else:
+        kind, n_atoms, numbers = "", len(module.atomic_numbers), module.atomic_numbers.tolist()
+        numbers = numbers if module.indices is None else [numbers[k] for k in module.indices.tolist()]
+    if n_atoms < 0:
+        return f"{kind}no elements inside (needs mlff-export --structure, or mlff.openmm.create_force)"
+    return f"{kind}{n_atoms} atoms, of which the model handles {Symbols(numbers).formula:hill}"
 
 
-def _flat(value: Any, name: str = "") -> Iterator[Tuple[str, str]]:
-    """Rows of nested JSON: dotted names and values."""
+def _record(record: Dict[str, Any]) -> Iterator[Any]:
+    """Tables of a training record: its plain entries, then each group; a group of groups (errors by kind) has a column for each name."""
+    plain = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    groups = {"Training record": plain, **{f"Training record: {k}": v for k, v in record.items() if isinstance(v, dict)}}
+    for title, group in groups.items():
+        if group and all(isinstance(value, dict) for value in group.values()):
+            names = list(dict.fromkeys(name for value in group.values() for name in value))
+            rows = [(key, *(_line(value.get(name, ""), digits=3) for name in names)) for key, value in group.items()]
+            yield _table(_plain(title), rows, ["", *map(_plain, names)])
+        elif group:
+            yield _table(_plain(title), [(_plain(key), _line(value)) for key, value in group.items() if value is not None])
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _line(value: Any, digits: int = 6) -> str:
     if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _flat(item, f"{name}.{key}" if name else key)
-    elif isinstance(value, list):
-        yield name, ", ".join(str(item) for item in value)
-    elif value is not None:
-        yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
+        return ", ".join(f"{_plain(key)} {_line(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_line(item) for item in value[:8]) + (f" ... {len(value)} in all" if len(value) > 8 else "")
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def _table(title: str, rows: Any):
+def _table(title: str, rows: Any, columns: Sequence[str] = ("", "")) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(Text(name), Text(value))
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=any(columns))
+    table.add_column(columns[0], style="cyan", no_wrap=True)
+    for column in columns[1:]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(value) for value in row))
     return table
 
 
-def _reference_table(header: Dict[str, Any], tensors: Dict[str, Any]):
+def _reference_rows(header: Dict[str, Any], tensors: Dict[str, Any]) -> Iterator[Tuple[str, ...]]:
     from ase.symbols import Symbols
-    from rich import box
-    from rich.table import Table
 
-    table = Table(title="Reference structures", title_justify="left", title_style="bold", box=box.SIMPLE)
-    for column in ("name", "formula", "periodic", "energy, eV", "largest force, eV/Å"):
-        table.add_column(column)
     for reference in header["references"]:
-        value = {key: tensors[f"{reference['prefix']}.{key}"] for key in ("atomic_numbers", "pbc", "energy", "forces")}
-        formula = Symbols(value["atomic_numbers"]).formula
-        periodic = "".join(axis for axis, on in zip("xyz", value["pbc"]) if on) or "no"
-        force = float(abs(value["forces"]).max()) if value["forces"].size else 0.0
-        table.add_row(reference["name"], f"{formula:hill}", periodic, f"{float(value['energy'][0]):.6f}", f"{force:.4f}")
-    return table
+        numbers, pbc, energy, forces = (tensors[f"{reference['prefix']}.{key}"] for key in ("atomic_numbers", "pbc", "energy", "forces"))
+        periodic = "".join(axis for axis, on in zip("xyz", pbc) if on) or "no"
+        force = float(abs(forces).max()) if forces.size else 0.0
+        yield reference["name"], f"{Symbols(numbers).formula:hill}", periodic, f"{float(energy[0]):.6f}", f"{force:.4f}"
 
 
 def _size(n: int) -> str:
@@ -196,14 +212,18 @@ def _validate(options: argparse.Namespace) -> int:
 
     if not options.structures.is_file():
         raise FileNotFoundError(f"{options.structures}: no such file of structures")
-    validate(options.model, options.structures, report=options.report)
-    return 0
+    return 0 if validate(options.model, options.structures, report=options.report).passed else 1
 
 
 def _env(options: argparse.Namespace) -> int:
-    from .lammps import shell_environment
+    from .lammps import environment
 
-    print(shell_environment())
+    variables = environment()
+    programs = Path(sys.executable).parent  # lmp and mpiexec, where the environment is not activated
+    if (programs / "lmp").exists() and shutil.which("lmp") != str(programs / "lmp"):
+        variables["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
     return 0
 
 

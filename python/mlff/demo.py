@@ -13,6 +13,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 import numpy as np
 from ase import Atoms, units
 from ase.io import read, write
+from rich import box
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -46,6 +47,9 @@ class Run(NamedTuple):
     def total(self) -> np.ndarray:
         return self.potential + self.kinetic
 
+    def temperature(self, n_atoms: int) -> np.ndarray:
+        return 2 * self.kinetic / (3 * (n_atoms - 1) * units.kB)  # the centre of mass rests
+
 
 def demo(output: Path, steps: int) -> int:
     """Runs everything; returns the exit code: 1 if the engines disagree.
@@ -55,10 +59,13 @@ def demo(output: Path, steps: int) -> int:
         FileNotFoundError, ImportError: an engine is not installed.
         RuntimeError: LAMMPS ended with an error.
     """
+    import torch
+
     from .export import export
 
     if steps < 1:
         raise ValueError(f"the number of steps must be positive, got {steps}")
+    torch.set_num_threads(1)  # a second thread gains little for so few atoms, and loses much on a busy machine
     console = Console()
     output = Path(output).resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -67,11 +74,11 @@ def demo(output: Path, steps: int) -> int:
     console.print(f"{MODEL}: {atoms.symbols.formula:hill} in a periodic box of {atoms.cell.lengths()[0]:.2f} Å, one file: {model.name}")
 
     engines: Dict[str, Callable[[], Result]] = {
-        "PyTorch, float64": lambda: in_pytorch(atoms),
+        "PyTorch float64": lambda: in_pytorch(atoms),
         "ASE": lambda: in_ase(atoms, model),
         "OpenMM": lambda: in_openmm(atoms, model),
-        "LAMMPS, 1 rank": lambda: in_lammps(atoms, model, output / "lammps", 1),
-        "LAMMPS, 2 ranks": lambda: in_lammps(atoms, model, output / "lammps", 2),
+        "LAMMPS 1 rank": lambda: in_lammps(atoms, model, output / "lammps", 1),
+        "LAMMPS 2 ranks": lambda: in_lammps(atoms, model, output / "lammps", 2),
     }
     results = {}
     for name, evaluate in engines.items():
@@ -84,33 +91,26 @@ def demo(output: Path, steps: int) -> int:
 
     with Progress(*Progress.get_default_columns()[:3], TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
         runs = {
-            "LAMMPS, 2 ranks": _watched(progress, "LAMMPS", steps, nve_in_lammps(atoms, model, output, steps)),
+            "LAMMPS 2 ranks": _watched(progress, "LAMMPS", steps, nve_in_lammps(atoms, model, output, steps)),
             "OpenMM": _watched(progress, "OpenMM", steps, nve_in_openmm(atoms, model, output, steps)),
         }
-    for name, run in runs.items():
-        drift = 1000 * np.polyfit(run.time, run.total, 1)[0] / len(atoms) if len(run.time) > 1 else 0.0
-        deviation = 1000 * np.std(run.total) / len(atoms)
-        console.print(
-            f"NVE in {name}: {run.time[-1]:.2f} ps; total energy: drift {drift:+.3f} meV/atom/ps, standard deviation {deviation:.3f} meV/atom"
-        )
+    console.print(conservation(runs, len(atoms)))
     picture(runs, len(atoms), output / "energy.png")
     console.print(f"[bold green]the engines agree[/]; in {os.path.relpath(output)}/:")
     for name, what in (
         ("model.pt", "the one file"),
+        ("lammps/", "input and log of LAMMPS"),
         ("energy.png", "energy conservation in both engines"),
         ("lammps.lammpstrj", "trajectory of LAMMPS, for OVITO or VMD"),
         ("openmm.pdb, openmm.dcd", "trajectory of OpenMM, for OVITO or VMD"),
     ):
-        console.print(f"  {name:24}{what}", highlight=False)
+        console.print(f"  {name:26}{what}", highlight=False)
     return 0
 
 
 def compare(results: Dict[str, Result], console: Console) -> bool:
     """Prints the differences from the first result; returns whether all are within the limits."""
-    table = Table(title="One file, one structure", title_justify="left", title_style="bold")
-    table.add_column("engine")
-    for column in ("energy, eV", "difference, eV/atom", "largest force difference, eV/Å", "stress difference, eV/Å³"):
-        table.add_column(column, justify="right")
+    table = _table("One file, one structure", "energy\neV", "difference\neV/atom", "largest in\nforces, eV/Å", "largest in\nstress, eV/Å³")
     reference = next(iter(results.values()))
     all_within = True
     for name, result in results.items():
@@ -121,12 +121,30 @@ def compare(results: Dict[str, Result], console: Console) -> bool:
         all_within &= within
         differences = ["reference", "", ""] if result is reference else [f"{x:.1e}" for x in (energy, force, stress)]
         if result.stress is None:
-            differences[2] = "energy and forces only"
+            differences[2] = "-"
         table.add_row(name, f"{result.energy:.6f}", *differences, style=None if within else "red")
     table.add_section()
     table.add_row("allowed", "", f"{MAX_ENERGY:.0e}", f"{MAX_FORCE:.0e}", f"{MAX_STRESS:.0e}", style="dim")
     console.print(table)
     return all_within
+
+
+def conservation(runs: Dict[str, Run], n_atoms: int) -> Table:
+    """Table of how well the total energy stays."""
+    table = _table("Constant energy", "time\nps", "temperature\nK", "drift\nmeV/atom/ps", "fluctuation\nmeV/atom")
+    for name, run in runs.items():
+        drift = 1000 * np.polyfit(run.time, run.total, 1)[0] / n_atoms
+        fluctuation = 1000 * np.std(run.total) / n_atoms
+        table.add_row(name, f"{run.time[-1]:.3f}", f"{run.temperature(n_atoms).mean():.0f}", f"{drift:+.4f}", f"{fluctuation:.4f}")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE)
+    table.add_column("engine", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
 
 
 # ---- one evaluation ----------------------------------------------------------------------------------------------------
@@ -152,7 +170,7 @@ def in_ase(atoms: Atoms, model: Path) -> Result:
     from .ase import MLFFCalculator
 
     atoms = atoms.copy()
-    atoms.calc = MLFFCalculator(model)
+    atoms.calc = MLFFCalculator(model, threads=1)
     return Result(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
 
 
@@ -317,12 +335,13 @@ def picture(runs: Dict[str, Run], n_atoms: int, path: Path) -> None:
     figure = Figure(figsize=(7, 5), layout="constrained")
     FigureCanvasAgg(figure)
     energy, temperature = figure.subplots(2, sharex=True)
+    style = dict(zip(runs, ("-", "--")))  # they start alike, one must not hide the other
     for name, run in runs.items():
-        energy.plot(run.time, 1000 * (run.total - run.total[0]) / n_atoms, label=f"total, {name}")
+        energy.plot(run.time, 1000 * (run.total - run.total[0]) / n_atoms, style[name], label=f"total, {name}")
     run = next(iter(runs.values()))
     energy.plot(run.time, 1000 * (run.potential - run.potential[0]) / n_atoms, color="0.8", zorder=0, label="potential, for comparison")
     for name, run in runs.items():
-        temperature.plot(run.time, 2 * run.kinetic / (3 * n_atoms * units.kB), label=name)
+        temperature.plot(run.time, run.temperature(n_atoms), style[name], label=name)
     energy.set(ylabel="energy change, meV/atom", title=f"Constant energy: {MODEL}, {n_atoms} atoms, {TIME_STEP} fs")
     energy.legend(fontsize="small")
     temperature.set(xlabel="time, ps", ylabel="temperature, K")
