@@ -45,7 +45,8 @@ struct PairMLFF::Core {
   // what the core was given at the last update_neighbors()
   int n_local = -1;
   std::vector<int> types;    // [n_total]
-  std::vector<int32_t> species, neighbors;
+  std::vector<int32_t> species, originals, neighbors;
+  std::vector<std::pair<tagint, int>> rows_by_id;
   std::vector<int64_t> offsets;
 
   // results, with room for the largest system so far
@@ -361,9 +362,31 @@ void PairMLFF::update_neighbors()
     }
   }
 
+  find_originals();
   if (mlff_system_set_atoms(core->system, n_local, n_total, species) != MLFF_OK ||
+      mlff_system_set_images(core->system, core->originals.data()) != MLFF_OK ||
       mlff_system_set_neighbors(core->system, offsets.data(), core->neighbors.data()) != MLFF_OK)
     error->one(FLERR, "Pair style mlff, step {}: {}", update->ntimestep, mlff_last_error());
+}
+
+/* ----------------------------------------------------------------------
+   the first row of the same atom, for each row: ghosts that are images of an atom that is on this rank need no exchange
+------------------------------------------------------------------------- */
+
+void PairMLFF::find_originals()
+{
+  const int n_total = atom->nlocal + atom->nghost;
+  auto &originals = core->originals;
+  originals.resize(n_total + 1);
+  for (int i = 0; i < n_total; i++) originals[i] = i;
+  if (!atom->tag_enable) return;
+
+  auto &rows = core->rows_by_id;
+  rows.resize(n_total);
+  for (int i = 0; i < n_total; i++) rows[i] = {atom->tag[i], i};
+  std::sort(rows.begin(), rows.end());
+  for (int k = 1; k < n_total; k++)
+    if (rows[k].first == rows[k - 1].first) originals[rows[k].second] = originals[rows[k - 1].second];
 }
 
 /* ----------------------------------------------------------------------
@@ -392,6 +415,7 @@ void PairMLFF::refuse_excluded_pairs()
 int PairMLFF::exchange(void *self, float *rows, int width)
 {
   auto *pair = static_cast<PairMLFF *>(self);
+  if (pair->comm->nprocs == 1 && pair->atom->tag_enable) return 0;    // every ghost is an image
   const int widest = pair->comm_forward;    // LAMMPS sizes its buffers by it
   if (width % 2 || width / 2 > widest) return 1;
   pair->core->rows = rows;
@@ -402,16 +426,25 @@ int PairMLFF::exchange(void *self, float *rows, int width)
   return 0;
 }
 
-int PairMLFF::pack_forward_comm(int n, int *list, double *buf, int, int *)
+int PairMLFF::pack_forward_comm(int n, int *list, double *buf, int pbc_flag, int *pbc)
 {
-  const size_t width = core->width, bytes = width * sizeof(float);
-  for (int i = 0; i < n; i++) std::memcpy(buf + i * (width / 2), core->rows + list[i] * width, bytes);
+  // where this rank is its own neighbor, what it would send to itself are images: nobody reads the buffer
+  bool to_self = false;
+  if (pbc_flag && comm->style == Comm::BRICK && atom->tag_enable)
+    for (int dim = 0; dim < 3; dim++) to_self |= pbc[dim] != 0 && comm->procgrid[dim] == 1;
+
+  const size_t width = core->width;
+  for (int i = 0; i < n && !to_self; i++)
+    std::memcpy(buf + i * (width / 2), core->rows + core->originals[list[i]] * width, width * sizeof(float));
   return n * int(width / 2);
 }
 
 void PairMLFF::unpack_forward_comm(int n, int first, double *buf)
 {
-  std::memcpy(core->rows + first * size_t(core->width), buf, n * size_t(core->width) * sizeof(float));
+  const size_t width = core->width;
+  for (int i = 0; i < n; i++)
+    if (core->originals[first + i] == first + i)
+      std::memcpy(core->rows + (first + i) * width, buf + i * (width / 2), width * sizeof(float));
 }
 
 double PairMLFF::memory_usage()

@@ -47,6 +47,7 @@ class PairMLFF : public Pair {
   void load(const char *);
   void self_check();
   void update_neighbors();
+  void find_originals();
   void refuse_excluded_pairs();
   [[noreturn]] void report_failure();
   static int exchange(void *, float *, int);

@@ -140,6 +140,13 @@ int mlff_system_set_atoms(mlff_system *system, int64_t n_local, int64_t n_total,
   });
 }
 
+int mlff_system_set_images(mlff_system *system, const int32_t *originals) {
+  return guarded([&] {
+    require(system, "system");
+    system->system.set_images(originals);
+  });
+}
+
 int mlff_system_set_neighbors(mlff_system *system, const int64_t *offsets, const int32_t *neighbors) {
   return guarded([&] {
     require(system, "system");

@@ -90,10 +90,16 @@ MLFF_API int mlff_system_set_atoms(mlff_system *system, int64_t n_local, int64_t
  * cutoff are allowed and skipped at every evaluation, so a list with a skin can be kept while atoms move. */
 MLFF_API int mlff_system_set_neighbors(mlff_system *system, const int64_t *offsets, const int32_t *neighbors);
 
+/* Ghosts that are the same atom as an earlier row (periodic images, mostly) need no features of their own. originals: [n_total], for
+ * each row the first row that is the same atom: originals[k] == k for local atoms and for ghosts that are nowhere else on this rank, less
+ * for images. Features are read from the originals, so the exchange may leave images as they are, and results that belong to an image
+ * are added to its original. Optional, after set_atoms (which forgets it). Copied. */
+MLFF_API int mlff_system_set_images(mlff_system *system, const int32_t *originals);
+
 /* Fill the ghost rows of a feature table from their owners. rows is [n_total, width] float; the callback must write rows
  * n_local .. n_total-1 with the owner's row (forward communication). Called by every rank the same number of times in the same order
  * in every evaluation with the same outputs, also by ranks without atoms. Return 0 for success.
- * Without a callback, a system that has ghosts cannot be evaluated by a model with more than one message layer. */
+ * Without a callback, a system that has ghosts other than images cannot be evaluated by a model with more than one message layer. */
 typedef int (*mlff_exchange_fn)(void *user, float *rows, int32_t width);
 MLFF_API int mlff_system_set_exchange(mlff_system *system, mlff_exchange_fn exchange, void *user);
 /* Largest width (a multiple of 2) that the callback will be called with. */

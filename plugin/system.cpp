@@ -79,8 +79,25 @@ void System::set_atoms(int64_t n_local, int64_t n_total, const int32_t *species)
   with_memory(n_total, n_edges_, [&] { species_.reserve(n_total); });
   species_.assign(species, species + n_total);
   n_local_ = n_local, n_total_ = n_total;
+  originals_.clear();
+  foreign_ghosts_ = n_total > n_local;
   has_atoms_ = true;
   given_.reset(), found_.reset();
+  evaluated_ = false;
+}
+
+void System::set_images(const int32_t *originals) {
+  if (n_total_ > 0 && !originals) fail(MLFF_ERROR_INPUT, "set_images needs the originals of %lld atoms, got NULL", (long long)n_total_);
+  bool foreign = false;
+  for (int64_t k = 0; k < n_total_; k++) {
+    const int32_t first = originals[k];
+    if (first < 0 || first > k || originals[first] != first || species_[first] != species_[k] || (k < n_local_ && first != k))
+      fail(MLFF_ERROR_INPUT, "atom %lld has the original %d; it must be the first row of the same atom, and of a local atom itself",
+           (long long)k, first);
+    foreign |= k >= n_local_ && first == k;
+  }
+  with_memory(n_total_, n_edges_, [&] { originals_.assign(originals, originals + n_total_); });
+  foreign_ghosts_ = foreign;
   evaluated_ = false;
 }
 
@@ -193,7 +210,7 @@ void System::select_edges(const double *positions, const PairList &pairs, const 
       const int64_t pair = kept[pairs.offsets[i] + e - offsets[i]];
       const auto r = edge_vector(positions, pairs, cell, i, pair);
       const double d = length(r);
-      neighbors[e] = pairs.neighbors[pair];
+      neighbors[e] = originals_.empty() ? pairs.neighbors[pair] : originals_[pairs.neighbors[pair]];
       distance[e] = d;
       for (int a = 0; a < 3; a++) vectors[3 * e + a] = r[a], unit[3 * e + a] = float(r[a] / d);
     }
@@ -201,7 +218,7 @@ void System::select_edges(const double *positions, const PairList &pairs, const 
 
 void System::evaluate(const double *positions, const PairList &pairs, const Cell *cell, const mlff_results &results, int threads) {
   const bool backward = results.forces || results.virial || results.atom_virial;
-  if (n_total_ > n_local_ && !exchange_ && model_->plan.exchanges(backward))
+  if (foreign_ghosts_ && !exchange_ && model_->plan.exchanges(backward))
     fail(MLFF_ERROR_EXCHANGE, "the system has %lld ghosts, and the model's message layers need their features: call set_exchange",
          (long long)(n_total_ - n_local_));
   select_edges(positions, pairs, cell, threads);

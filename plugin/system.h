@@ -21,6 +21,7 @@ class System {
 
   void set_threads(int32_t n_threads);
   void set_atoms(int64_t n_local, int64_t n_total, const int32_t *species);
+  void set_images(const int32_t *originals);
   void set_neighbors(const int64_t *offsets, const int32_t *neighbors);
   void set_exchange(mlff_exchange_fn exchange, void *user);
   void compute(const double *positions, const mlff_results &results);
@@ -46,6 +47,8 @@ class System {
   bool has_atoms_ = false;  // whether set_atoms has been called
   bool evaluated_ = false;  // whether the edges are those of a successful evaluation
   std::vector<int32_t> species_;
+  std::vector<int32_t> originals_;  // as set by set_images; empty: no row is an image
+  bool foreign_ghosts_ = false;     // whether there are ghosts that are not images
   mlff_exchange_fn exchange_ = nullptr;
   void *user_ = nullptr;
 

@@ -178,8 +178,11 @@ class Rank:
         self.system.set_neighbors(np.cumsum([0, *map(len, rows)]), [j for row in rows for j in row])
 
 
-def on_ranks(model, atoms, assignment, n_ranks, want=RESULTS):
-    """Evaluates on several ranks, each a thread, with an exchange through a shared table; sums everything home."""
+def on_ranks(model, atoms, assignment, n_ranks, want=RESULTS, images=False):
+    """Evaluates on several ranks, each a thread, with an exchange through a shared table; sums everything home.
+
+    With `images`, ghosts of the same atom share the first one's features, and the exchange leaves NaN to the others.
+    """
     whole = System(model, threads=1)
     whole.set_atoms(atoms.numbers)
     whole.compute(atoms.positions, atoms.cell.array, atoms.pbc, ["energy"])
@@ -188,11 +191,19 @@ def on_ranks(model, atoms, assignment, n_ranks, want=RESULTS):
     table, barrier, calls = np.zeros((len(atoms), model.max_exchange_width), np.float32), threading.Barrier(n_ranks, timeout=60), []
 
     def evaluate_rank(rank):
+        _, first, inverse = np.unique(rank.owners, return_index=True, return_inverse=True)
+        originals = first[inverse].reshape(-1)
+        is_image = originals != np.arange(len(rank.owners))
+        if images:
+            rank.system.set_images(originals)
+
         def exchange(rows):
             assert rows.shape[0] == len(rank.owners)
             table[rank.owners[: rank.n_local], : rows.shape[1]] = rows[: rank.n_local]
             barrier.wait()
             rows[rank.n_local :] = table[rank.owners[rank.n_local :], : rows.shape[1]]
+            if images:
+                rows[is_image] = np.nan
             barrier.wait()
             calls.append(rows.shape[1])
 
@@ -215,12 +226,13 @@ def on_ranks(model, atoms, assignment, n_ranks, want=RESULTS):
 
 @pytest.mark.parametrize("name", ["triclinic", "small_cell", "slab", "ethanol", "far_fragments"])
 @pytest.mark.parametrize("n_ranks", [1, 2, 4])
-def test_ranks(core_model, name, n_ranks):
+@pytest.mark.parametrize("images", [False, True], ids=["", "images"])
+def test_ranks(core_model, name, n_ranks, images):
     """The sum over ranks is the whole, also with a rank that has no atoms (the last of four)."""
     atoms = structure(name)
     rng = np.random.default_rng(1)
     assignment = rng.integers(0, min(n_ranks, 3), len(atoms))
-    total, calls = on_ranks(core_model, atoms, assignment, n_ranks)
+    total, calls = on_ranks(core_model, atoms, assignment, n_ranks, images=images)
     assert_close(total, evaluate(core_model, atoms))
     assert sorted(calls) == sorted([192, 192, 128, 128] * n_ranks)
 
@@ -243,6 +255,29 @@ def test_ghosts_of_one_layer_need_no_exchange():
     np.add.at(forces, rank.owners, found.pop("forces"))
     assert model.max_exchange_width == 0
     assert_close({**found, "forces": forces}, expected)
+
+
+def test_ghosts_that_are_images_need_no_exchange(core_model):
+    atoms = structure("small_cell")
+    whole = System(core_model, threads=1)
+    whole.set_atoms(atoms.numbers)
+    expected = whole.compute(atoms.positions, atoms.cell.array, True, RESULTS)
+    rank = Rank(core_model, atoms, np.arange(len(atoms)), whole.edges())
+    rank.system.set_images(rank.owners)
+    found = rank.system.compute(rank.positions, want=RESULTS)
+    for name in ("forces", "atom_virial"):
+        assert not found[name][len(atoms) :].any()
+        found[name] = found[name][: len(atoms)]
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("originals", [[0, 1, 2, 5], [0, 1, 2, -1], [1, 1, 2, 0], [0, 1, 2, 1]], ids=["later", "negative", "local", "element"])
+def test_bad_images(core_model, originals):
+    system = System(core_model, threads=1)
+    system.set_atoms([8, 1, 1, 8], 3)
+    with pytest.raises(MLFFInputError, match="has the original -?[0-9]; it must be the first row of the same atom"):
+        system.set_images(originals)
+    system.set_images([0, 1, 2, 0])
 
 
 def test_missing_and_failing_exchange(core_model):

@@ -94,6 +94,7 @@ _SIGNATURES = {
     "mlff_system_free": (None, [c_void_p]),
     "mlff_system_set_threads": (c_int, [c_void_p, c_int32]),
     "mlff_system_set_atoms": (c_int, [c_void_p, c_int64, c_int64, c_void_p]),
+    "mlff_system_set_images": (c_int, [c_void_p, c_void_p]),
     "mlff_system_set_neighbors": (c_int, [c_void_p, c_void_p, c_void_p]),
     "mlff_system_set_exchange": (c_int, [c_void_p, _EXCHANGE, c_void_p]),
     "mlff_system_compute": (c_int, [c_void_p, c_void_p, POINTER(_Results)]),
@@ -255,6 +256,14 @@ class System:
         n_local = len(species) if n_local is None else n_local
         self._call("set_atoms", n_local, len(species), species.ctypes.data)
         self._n_local, self._n_total, self._neighbors_given = n_local, len(species), False
+
+    def set_images(self, originals: Sequence[int]) -> None:
+        """Names the ghosts that are images of an earlier row: their features are read from there, and their results added there.
+
+        Args:
+            originals: [n_total], for each row the first row that is the same atom; kept until set_atoms is called again.
+        """
+        self._call("set_images", _array(originals, np.int32, (self._n_total,), "originals").ctypes.data)
 
     def set_neighbors(self, offsets: Sequence[int], neighbors: Sequence[int]) -> None:
         """Sets a full neighbour list, kept until set_neighbors or set_atoms is called again.
