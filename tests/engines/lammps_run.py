@@ -126,7 +126,7 @@ def evaluate(
     script = ""
     for name, atoms in structures.items():
         boundary = write_data(folder / f"{name}.data", atoms)
-        script += f"clear\nunits {units}\natom_style atomic\nboundary {boundary}\n{setup}\nbox tilt large\nread_data {name}.data\n"
+        script += f"clear\nunits {units}\natom_style atomic\nboundary {boundary}\n{setup}\nread_data {name}.data\n"
         script += pair_commands(model_file) + OUTPUT.format(name=name)
     run(script, folder, ranks, threads)
     return {name: read_results(folder, name, units) for name in structures}

@@ -82,7 +82,7 @@ FINAL = "\ndump geometry all custom 1 final.geometry id type element x y z\ndump
 def start(folder: Path, atoms: Atoms, model_file: Path, setup: str = "") -> str:
     """Commands that make the box and the pair style, in units metal."""
     boundary = write_data(folder / "start.data", atoms)
-    return f"units metal\natom_style atomic\nboundary {boundary}\n{setup}\nbox tilt large\nread_data start.data\n" + pair_commands(model_file)
+    return f"units metal\natom_style atomic\nboundary {boundary}\n{setup}\nread_data start.data\n" + pair_commands(model_file)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -121,6 +121,24 @@ unfix move
     check_final(tmp_path, model)
 
 
+@pytest.mark.parametrize("commands", ["comm_modify cutoff 3.0", "comm_modify cutoff 12.0", "neighbor 0.3 bin", "newton on off"])
+def test_settings_that_change_ghosts_and_lists(commands, model, model_file, tmp_path):
+    newton = commands.startswith("newton")
+    script = start(tmp_path, triclinic(), model_file, commands if newton else "") + ("" if newton else commands + "\n")
+    run(script + FINAL, tmp_path, ranks=2)
+    check_final(tmp_path, model)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_atoms_without_ids(ranks, model, model_file, tmp_path):
+    """Images cannot be told from other ghosts then."""
+    script = start(tmp_path, triclinic(), model_file, "atom_modify id no") + "thermo_style custom step pe\nrun 0\n"
+    header, atoms = (tmp_path / "start.data").read_text().split("Atoms # atomic\n\n")
+    (tmp_path / "start.data").write_text(header + "Atoms # atomic\n\n" + "".join(f"0 {x.split(' ', 1)[1]}\n" for x in atoms.splitlines()))
+    run(script + 'print "$(pe:%.16g)" file energy.txt\n', tmp_path, ranks)
+    assert abs(float((tmp_path / "energy.txt").read_text()) - reference(model, triclinic()).energy) < ENERGY * len(triclinic())
+
+
 def test_units_real(model, model_file, tmp_path):
     structures = {name: structure(name) for name in ("ethanol", "triclinic")}
     for name, results in evaluate(structures, model_file, tmp_path, units="real").items():
@@ -137,6 +155,21 @@ def test_log_line_and_self_check(model_file, tmp_path):
     first = next(x for x in output.splitlines() if x.startswith("mlff "))
     assert "painn" in first and "teacher random weights" in first and "elements H C O" in first and "cutoff 5 A" in first, first
     assert output.count("self-check passed: largest deviation") == 1
+
+
+def test_lmp_finds_the_plugin(monkeypatch, tmp_path):
+    """By the entry point of the package; without a plugin LAMMPS must still start."""
+    from mlff import lammps
+
+    folder = lammps.plugin_directory()
+    assert (Path(folder) / "mlffplugin.so").is_file()
+    assert lammps.environment()["LAMMPS_PLUGIN_PATH"].split(":")[0] == folder
+    monkeypatch.setenv("LAMMPS_PLUGIN_PATH", f"/elsewhere:{folder}")
+    assert lammps.environment()["LAMMPS_PLUGIN_PATH"] == f"{folder}:/elsewhere"
+    monkeypatch.setenv("MLFF_LIBRARY_PATH", str(tmp_path))
+    assert lammps.plugin_directory() == ""
+    with pytest.raises(FileNotFoundError, match="mlffplugin.so is not in"):
+        lammps.plugin_path()
 
 
 def test_mass_of_another_element_is_noticed(model_file, tmp_path):
@@ -289,7 +322,6 @@ write_restart saved
 run 5
 print "$(pe:%.16g)" file through.txt
 clear
-box tilt large
 read_restart saved
 {pair_commands(model_file)}
 fix move all nve
