@@ -132,11 +132,11 @@ def test_settings_that_change_ghosts_and_lists(commands, model, model_file, tmp_
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_atoms_without_ids(ranks, model, model_file, tmp_path):
     """Images cannot be told from other ghosts then."""
-    script = start(tmp_path, triclinic(), model_file, "atom_modify id no") + "thermo_style custom step pe\nrun 0\n"
+    script = start(tmp_path, water_box(2), model_file, "atom_modify id no") + "thermo_style custom step pe\nrun 0\n"
     header, atoms = (tmp_path / "start.data").read_text().split("Atoms # atomic\n\n")
     (tmp_path / "start.data").write_text(header + "Atoms # atomic\n\n" + "".join(f"0 {x.split(' ', 1)[1]}\n" for x in atoms.splitlines()))
     run(script + 'print "$(pe:%.16g)" file energy.txt\n', tmp_path, ranks)
-    assert abs(float((tmp_path / "energy.txt").read_text()) - reference(model, triclinic()).energy) < ENERGY * len(triclinic())
+    assert abs(float((tmp_path / "energy.txt").read_text()) - reference(model, water_box(2)).energy) < ENERGY * len(water_box(2))
 
 
 def test_units_real(model, model_file, tmp_path):
