@@ -363,7 +363,7 @@ void System::edges(int64_t *n_edges, int32_t *centers, int32_t *neighbors, doubl
 }
 
 size_t System::bytes() const {
-  size_t bytes = species_.capacity() * sizeof(int32_t) + found_positions_.capacity() * sizeof(double);
+  size_t bytes = (species_.capacity() + originals_.capacity()) * sizeof(int32_t) + found_positions_.capacity() * sizeof(double);
   for (const auto *list : {&given_, &found_})
     if (*list) bytes += (*list)->bytes();
   for (const auto &buffer : buffers_) bytes += buffer.bytes();
