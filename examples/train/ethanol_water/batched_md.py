@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from ase import Atoms, units
 
-from mlff.painn import energy_and_gradient
-
 FAR = 1.0e6  # Angstrom, the box length that stands for an open boundary
 
 
@@ -162,6 +160,9 @@ class Student(Potential):
 
     def __init__(self, model: torch.nn.Module, device: str):
         super().__init__()
+        from mlff.painn import energy_and_gradient
+
+        self.evaluate = energy_and_gradient
         self.model = model.to(device).requires_grad_(False)
         self.cutoff = float(model.config.cutoff)
 
@@ -170,7 +171,7 @@ class Student(Potential):
         edge_index, unit_shifts, _ = _close(batch, *self.edges(batch), self.cutoff)
         shifts = unit_shifts * batch.box[batch.system[edge_index[0]]]
         vectors = batch.positions[edge_index[1]] + shifts - batch.positions[edge_index[0]]
-        energies, gradient = energy_and_gradient(self.model, batch.numbers, edge_index, vectors)
+        energies, gradient = self.evaluate(self.model, batch.numbers, edge_index, vectors)
         energy = torch.zeros_like(batch.box[:, 0]).index_add(0, batch.system, energies)
         forces = torch.zeros_like(batch.positions)
         forces = forces.index_add(0, edge_index[0], gradient).index_add(0, edge_index[1], -gradient)
@@ -190,7 +191,7 @@ def relax(batch: Batch, potential: Potential, steps: int, longest: float = 0.05)
 class Langevin:
     """Langevin dynamics of all systems at their own temperatures, splitting BAOAB (Leimkuhler, Matthews 2013).
 
-    Friction 0 is velocity Verlet (NVE). With `pressure` (bar) periodic boxes follow an isotropic stochastic cell
+    `friction` (1/fs) is one number or one per system; where it is 0, this is velocity Verlet (NVE). With `pressure` (bar) periodic boxes follow an isotropic stochastic cell
     rescaling (Bernetti, Bussi 2020), every `barostat_stride` steps.
     """
 
@@ -200,7 +201,9 @@ class Langevin:
         self.batch, self.potential = batch, potential
         self.generator = torch.Generator(device=batch.device).manual_seed(seed)
         self.dt = timestep * units.fs
-        self.damp = float(np.exp(-friction / units.fs * self.dt))
+        friction = torch.as_tensor(friction, dtype=torch.float64, device=batch.device).expand(batch.size)
+        self.damp = torch.exp(-friction / units.fs * self.dt)[batch.system][:, None]
+        self.thermostat = bool((friction > 0).any())
         self.pressure = None if pressure is None else pressure * 1e5 * units.Pascal
         self.tau = tau * units.fs
         self.set_temperatures(temperatures)
@@ -225,7 +228,7 @@ class Langevin:
         for n in range(count):
             self.velocities += 0.5 * self.dt * self.forces / batch.masses
             batch.positions += 0.5 * self.dt * self.velocities
-            if self.damp < 1.0:
+            if self.thermostat:
                 thermal = ((1.0 - self.damp**2) * self.kT / batch.masses).sqrt()
                 self.velocities = self.damp * self.velocities + thermal * self._noise()
             batch.positions += 0.5 * self.dt * self.velocities

@@ -113,19 +113,16 @@ def read_frames(paths: list[Path]) -> list[Atoms]:
 
 
 def split(frames: list[Atoms], held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices for training and of held-out frames. Of each kind, a share `held_out` of the whole trajectories."""
-    kinds: dict[str, dict[str, list[int]]] = {}
+    """Indices for training and of held-out frames: whole trajectories, about a share `held_out` of them.
+
+    A hash of seed and name decides, so a trajectory stays on its side when more data are added: a student that goes
+    on from an earlier one has not seen its held-out frames either.
+    """
+    sides: tuple[list[int], list[int]] = ([], [])
     for k, atoms in enumerate(frames):
-        kinds.setdefault(atoms.info["kind"], {}).setdefault(str(atoms.info["trajectory"]), []).append(k)
-    rng = np.random.default_rng(seed)
-    train: list[int] = []
-    test: list[int] = []
-    for kind in sorted(kinds):
-        names = sorted(kinds[kind])
-        chosen = set(rng.permutation(names)[: round(held_out * len(names))].tolist())
-        for name in names:
-            (test if name in chosen else train).extend(kinds[kind][name])
-    return sorted(train), sorted(test)
+        digest = hashlib.sha256(f"{seed}/{atoms.info['trajectory']}".encode()).digest()
+        sides[int.from_bytes(digest[:8], "big") < held_out * 2**64].append(k)
+    return sides
 
 
 def element_shifts(frames: list[Atoms], atomic_numbers: list[int]) -> Tensor:
