@@ -191,8 +191,9 @@ def relax(batch: Batch, potential: Potential, steps: int, longest: float = 0.05)
 class Langevin:
     """Langevin dynamics of all systems at their own temperatures, splitting BAOAB (Leimkuhler, Matthews 2013).
 
-    `friction` (1/fs) is one number or one per system; where it is 0, this is velocity Verlet (NVE). With `pressure` (bar) periodic boxes follow an isotropic stochastic cell
-    rescaling (Bernetti, Bussi 2020), every `barostat_stride` steps.
+    `friction` (1/fs) is one number or one per system; where it is 0, this is velocity Verlet (NVE). With `pressure`
+    (bar) periodic boxes follow an isotropic stochastic cell rescaling (Bernetti, Bussi 2020), every `barostat_stride`
+    steps.
     """
 
     barostat_stride = 10

@@ -84,7 +84,8 @@ def main() -> None:
             entry["fluctuation_meV_per_atom"] = float(f"{(per_atom - slope * np.array(times) - offset).std():.4g}")
         report.append(entry)
         print(entry, flush=True)
-    args.report.write_text(json.dumps({"timestep_fs": args.timestep, "seconds": round(time.time() - started), "systems": report}, indent=2) + "\n")
+    summary = {"timestep_fs": args.timestep, "seconds": round(time.time() - started), "systems": report}
+    args.report.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -115,7 +116,7 @@ def learning_rate_factor(step: int, config: FitConfig) -> float:
     if step < config.warmup:
         return (step + 1) / config.warmup
     progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
-    return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + np.cos(np.pi * progress))
+    return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def fit(
