@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
-from ase.neighborlist import neighbor_list
 
 from . import __version__, payload
 from .message import message_first_weights, source_features
+from .neighbors import find_neighbors
 from .painn import PaiNN, energy_and_gradient, forces_and_virial, load_checkpoint, read_record
 from .plan import cpu_plan
 
@@ -53,9 +53,7 @@ def reference_tensors(model: PaiNN, structures: List[Atoms]) -> Dict[str, np.nda
     """The structures and their results by the plain PyTorch model in float64, named as docs/file-format.md says."""
     tensors = {}
     for index, atoms in enumerate(structures):
-        i, j, vectors = neighbor_list("ijD", atoms, model.config.cutoff)
-        edges = torch.from_numpy(np.stack([i, j]).astype(np.int64))
-        r = torch.from_numpy(vectors)
+        edges, _, r = find_neighbors(atoms.positions, model.config.cutoff, atoms.cell.array, atoms.pbc)
         with torch.no_grad():
             energy, gradient = energy_and_gradient(model, torch.from_numpy(atoms.numbers), edges, r)
         forces, virial = forces_and_virial(gradient, edges, r, len(atoms))

@@ -16,7 +16,8 @@ import torch
 from ase import Atoms
 from ase.io import read
 from torch import Tensor
-from vesin import NeighborList
+
+from ..neighbors import find_neighbors
 
 
 @dataclass
@@ -47,20 +48,16 @@ def graph(atoms: Atoms, cutoff: float, index: int = 0) -> Graphs:
     """Neighbours of every atom within `cutoff` Angstrom, periodic images included, and the labels."""
     if atoms.calc is None:
         raise ValueError(f"frame {index} ({atoms.get_chemical_formula()}) has no labels: run mlff.train.label first")
-    if not (atoms.pbc.all() or not atoms.pbc.any()):
-        raise ValueError(f"frame {index}: expected all or no directions periodic, got pbc={atoms.pbc.tolist()}")
-    periodic = bool(atoms.pbc.all())
-    i, j, vectors = NeighborList(cutoff=cutoff, full_list=True).compute(
-        points=atoms.positions, box=atoms.cell.array, periodic=periodic, quantities="ijD"
-    )
+    periodic = bool(atoms.pbc.all())  # a stress is defined for a volume only
+    edges, _, vectors = find_neighbors(atoms.positions, cutoff, atoms.cell.array, atoms.pbc)
     n = len(atoms)
     stress = atoms.get_stress(voigt=False) if periodic else np.zeros((3, 3))
     return Graphs(
         atomic_numbers=torch.tensor(atoms.numbers, dtype=torch.long),
-        edges=torch.tensor(np.stack([i, j]).astype(np.int64)),
-        edge_vectors=torch.tensor(vectors.reshape(-1, 3)),
+        edges=edges,
+        edge_vectors=vectors,
         structure=torch.zeros(n, dtype=torch.long),
-        edge_structure=torch.zeros(len(i), dtype=torch.long),
+        edge_structure=torch.zeros(edges.shape[1], dtype=torch.long),
         n_atoms=torch.tensor([n]),
         volume=torch.tensor([atoms.get_volume() if periodic else 1.0], dtype=torch.float64),
         energy=torch.tensor([atoms.get_potential_energy()], dtype=torch.float64),
