@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import trange
+from rich.progress import track
 
 from batched_md import Batch, Langevin, Student, relax
 from mlff.painn import load_checkpoint
@@ -56,7 +56,7 @@ def main() -> None:
     md.velocities = velocities
     times, total, kinetic = [], [], []
     every = 20
-    for k in trange(0, args.steps, every, mininterval=30, desc="check"):
+    for k in track(range(0, args.steps, every), description="check"):
         md.step(every)
         times.append((k + every) * args.timestep / 1000.0)
         kinetic.append(md.kinetic().cpu().numpy())

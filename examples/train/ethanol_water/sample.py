@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read, write
-from tqdm import trange
+from rich.progress import track
 
 from batched_md import Batch, Langevin, Student, Teacher, relax
 from structures import describe, scans, strained, trajectories
@@ -70,7 +70,7 @@ def run(args) -> None:
     failures = np.zeros(len(starts), dtype=int)
     sound = [(batch.positions.clone(), batch.box.clone())]
     deadline = time.time() + 60.0 * args.minutes
-    for done in trange(0, args.steps, args.check, mininterval=20, desc="dynamics"):
+    for done in track(range(0, args.steps, args.check), description="dynamics"):
         if time.time() > deadline:
             print(f"stopped after {done} steps: --minutes {args.minutes}")
             break

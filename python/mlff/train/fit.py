@@ -28,9 +28,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import Progress
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from ..painn import PaiNN, PaiNNConfig, energy_and_gradient, load_checkpoint, save_checkpoint
 from .data import Graphs, batches, collate, element_shifts, graph, read_frames, sha256, split
@@ -157,34 +157,36 @@ def fit(
 
     order = epoch_batches(epoch)
     running = torch.zeros(4, device=device, dtype=torch.float64)
-    progress = tqdm(total=config.steps, initial=step, mininterval=20, maxinterval=60, desc="fit")
-    while step < config.steps:
-        if position == len(order):
-            epoch, position = epoch + 1, 0
-            order = epoch_batches(epoch)
-        batch = collate([train[k] for k in order[position]]).to(device)
-        terms = torch.stack(loss_terms(predict(evaluate, model, batch), batch))
-        optimizer.zero_grad(set_to_none=True)
-        (weights * terms).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        schedule.step()
-        averaged.update_parameters(model)
-        step, position = step + 1, position + 1
-        running += torch.cat([terms.detach(), terms.new_ones(1)])
-        progress.update()
-        if step % report_every == 0 or step == config.steps:
-            mean = (running[:3] / running[3]).tolist()
-            running.zero_()
-            if not np.all(np.isfinite(mean)):
-                raise FloatingPointError(f"the loss is not finite at step {step}: {mean}; lower the learning rate")
-            if state_path:
-                parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
-                state = {name: part.state_dict() for name, part in parts.items()}
-                torch.save({**state, "step": step, "epoch": epoch, "position": position}, state_path)
-            if report:
-                report(step, averaged.module, mean)
-    progress.close()
+    with Progress() as progress:
+        task = progress.add_task("fit", total=config.steps, completed=step)
+        while step < config.steps:
+            if position == len(order):
+                epoch, position = epoch + 1, 0
+                order = epoch_batches(epoch)
+            batch = collate([train[k] for k in order[position]]).to(device)
+            terms = torch.stack(loss_terms(predict(evaluate, model, batch), batch))
+            optimizer.zero_grad(set_to_none=True)
+            (weights * terms).sum().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimizer.step()
+            schedule.step()
+            averaged.update_parameters(model)
+            step, position = step + 1, position + 1
+            running += torch.cat([terms.detach(), terms.new_ones(1)])
+            progress.advance(task)
+            if step % report_every == 0 or step == config.steps:
+                mean = (running[:3] / running[3]).tolist()
+                running.zero_()
+                if not np.all(np.isfinite(mean)):
+                    raise FloatingPointError(f"the loss is not finite at step {step}: {mean}; lower the learning rate")
+                if state_path:
+                    parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
+                    state = {name: part.state_dict() for name, part in parts.items()}
+                    unfinished = state_path.with_suffix(".tmp")  # an interruption leaves the last state whole
+                    torch.save({**state, "step": step, "epoch": epoch, "position": position}, unfinished)
+                    unfinished.replace(state_path)
+                if report:
+                    report(step, averaged.module, mean)
     return averaged.module
 
 

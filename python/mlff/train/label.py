@@ -24,7 +24,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import iread, write
-from tqdm import tqdm
+from rich.progress import track
 
 SO3LR_LONG_RANGE_CUTOFF = 12.0  # Angstrom
 
@@ -98,7 +98,7 @@ def label_file(source: Path, target: Path, calculator: Calculator, max_force: fl
     """
     counts = {"labelled": 0, "left_out": 0}
     target.unlink(missing_ok=True)
-    for atoms in tqdm(iread(source, index), desc=f"label {source.name}", mininterval=10):
+    for atoms in track(iread(source, index), description=f"label {source.name}"):
         labelled = label(atoms, calculator)
         if np.linalg.norm(labelled.get_forces(), axis=1).max() > max_force:
             counts["left_out"] += 1
