@@ -1,5 +1,5 @@
 # make demo    install into .venv, build, run the main job (README.md)
-# make test    the same, then every test (compiles torch-cluster the first time: about ten minutes on two cores)
+# make test    the same, then every test (compiles torch-cluster the first time: 10 to 20 minutes)
 # make build   only install and build
 # make clean   remove what was built; .venv stays
 PYTHON ?= python3
@@ -48,6 +48,6 @@ $(VENV)/.mlff: pyproject.toml CMakeLists.txt $(VENV)/.requirements
 $(VENV)/.torch-cluster: $(VENV)/.requirements
 	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
 	  { echo "the tests need a package of your system: sudo apt install python3-dev" >&2; exit 1; }
-	@echo "torch-cluster is compiled the first time, which takes about ten minutes on two cores"
+	@echo "torch-cluster is compiled the first time, which takes 10 to 20 minutes"
 	FORCE_ONLY_CPU=1 $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps $(TORCH_CLUSTER)
 	@touch $@
