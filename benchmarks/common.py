@@ -1,6 +1,7 @@
 """What every benchmark shares: water boxes, the machine's description, result files."""
 
 import json
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -51,8 +52,6 @@ def cpu_name() -> str:
 def environment(*packages: str) -> dict:
     """Machine, versions, commit and date: the evidence that goes with every number."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    import os
-
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": cpu_name(),

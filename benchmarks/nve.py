@@ -6,9 +6,6 @@ The drift is the slope of the total energy over the averages of ten blocks, with
 """
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,8 +16,8 @@ from scipy.stats import linregress
 
 from common import RESULTS, environment, water_box, write_results
 from mlff.core import Model
+from mlff.demo import lammps
 from mlff.export import export
-from mlff.lammps import environment as lammps_environment
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -56,19 +53,13 @@ def main():
     parser.add_argument("--ranks", type=int, default=2)
     args = parser.parse_args()
 
-    programs = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         export(args.model, folder / "model.pt")
         atoms = water_box(64)
         ase.io.write(folder / "water.data", atoms, format="lammps-data", specorder=["H", "O"], units="metal")
-        (folder / "in.water").write_text(INPUT.format(equilibrate=args.equilibrate, steps=args.steps))
-        run = subprocess.run(
-            [programs / "mpiexec", "-n", str(args.ranks), programs / "lmp", "-in", "in.water", "-log", "none"], cwd=folder,
-            capture_output=True, text=True, env={**os.environ, **lammps_environment(), "OMP_NUM_THREADS": "1"},
-        )
-        if run.returncode:
-            sys.exit(f"LAMMPS failed:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+        for _ in lammps(INPUT.format(equilibrate=args.equilibrate, steps=args.steps), folder, args.ranks):
+            pass
         step, energy, temperature = np.loadtxt(folder / "energy.txt").T
         sha256 = Model(folder / "model.pt").sha256
 

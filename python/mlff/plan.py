@@ -59,12 +59,11 @@ def cpu_plan(config: PaiNNConfig) -> Plan:
         w = f"layers.{layer}."
         kept = [f"{b}{layer}" for b in ("pq", "norm", "hidden", "a")]
         plan.stage("update_backward", [*(w + f"update.{p}" for p in ("vu", "w1", "w2")), *kept, g], backward=True)
+        geometry = [*EDGE, "unit", "distance", "basis", "slope"]
         if layer == 0:
-            geometry = [*EDGE, "unit", "distance", "basis", "slope"]
             plan.stage("message_first_backward", [g, w + "q_s", w + "q_v", "species", *geometry, "gradient"], backward=True)
         else:
             plan.stage("exchange", [g], backward=True)
-            geometry = [*EDGE, "unit", "distance", "basis", "slope"]
             plan.stage("message_backward", [g, f"x{layer}", w + "filter", *geometry, "g_x", "gradient"], backward=True)
             source = [w + f"source.{p}" for p in ("w1", "b1", "w2")]
             plan.stage("source_features_backward", ["g_x", f"s{layer - 1}", *source, g], backward=True)
