@@ -7,6 +7,7 @@
 #include <new>
 #include <string>
 
+#include "cuda/driver.h"
 #include "error.h"
 #include "model.h"
 #include "system.h"
@@ -20,7 +21,7 @@ struct mlff_model {
 };
 
 struct mlff_system {
-  mlff::System system;
+  std::unique_ptr<mlff::System> system;
 };
 
 namespace {
@@ -67,6 +68,20 @@ int mlff_abi_version(void) { return MLFF_ABI_VERSION; }
 const char *mlff_version(void) { return MLFF_VERSION; }
 const char *mlff_last_error(void) { return last_error; }
 
+int mlff_device_count(const char *kind, int32_t *count) {
+  return guarded([&] {
+    require(count, "count");
+    *count = 0;
+    require(kind, "kind");
+    if (std::strcmp(kind, "cpu") == 0)
+      *count = 1;
+    else if (std::strcmp(kind, "cuda") == 0)
+      *count = mlff::cuda::device_count();
+    else
+      mlff::fail(MLFF_ERROR_INPUT, "the kinds of devices are \"cpu\" and \"cuda\", got \"%.80s\"", kind);
+  });
+}
+
 int mlff_model_load(const char *path, mlff_model **model) {
   return guarded([&] {
     require(model, "model");
@@ -93,7 +108,7 @@ double mlff_model_cutoff(const mlff_model *model) { return model->model->cutoff;
 int32_t mlff_model_n_species(const mlff_model *model) { return int32_t(model->model->atomic_numbers.size()); }
 const int32_t *mlff_model_atomic_numbers(const mlff_model *model) { return model->model->atomic_numbers.data(); }
 int32_t mlff_model_species_of(const mlff_model *model, int32_t atomic_number) { return model->model->species_of(atomic_number); }
-int32_t mlff_model_max_exchange_width(const mlff_model *model) { return model->model->plan.max_exchange_width; }
+int32_t mlff_model_max_exchange_width(const mlff_model *model) { return model->model->max_exchange_width(); }
 
 int mlff_model_self_check(const mlff_model *model, const char *device, double *max_energy_error_per_atom, double *max_force_error) {
   return guarded([&] {
@@ -114,13 +129,23 @@ int mlff_model_self_check(const mlff_model *model, const char *device, double *m
   });
 }
 
+int mlff_model_supports(const mlff_model *model, const char *device) {
+  return guarded([&] {
+    require(model, "model");
+    require(device, "device");
+    mlff::check_device(*model->model, device);
+  });
+}
+
 int mlff_system_create(const mlff_model *model, const char *device, mlff_system **system) {
   return guarded([&] {
     require(system, "system");
     *system = nullptr;
     require(model, "model");
     require(device, "device");
-    *system = new mlff_system{mlff::System(model->model, device)};
+    auto made = std::make_unique<mlff_system>();
+    made->system = mlff::create_system(model->model, device);
+    *system = made.release();
   });
 }
 
@@ -129,35 +154,35 @@ void mlff_system_free(mlff_system *system) { delete system; }
 int mlff_system_set_threads(mlff_system *system, int32_t n_threads) {
   return guarded([&] {
     require(system, "system");
-    system->system.set_threads(n_threads);
+    system->system->set_threads(n_threads);
   });
 }
 
 int mlff_system_set_atoms(mlff_system *system, int64_t n_local, int64_t n_total, const int32_t *species) {
   return guarded([&] {
     require(system, "system");
-    system->system.set_atoms(n_local, n_total, species);
+    system->system->set_atoms(n_local, n_total, species);
   });
 }
 
 int mlff_system_set_images(mlff_system *system, const int32_t *originals) {
   return guarded([&] {
     require(system, "system");
-    system->system.set_images(originals);
+    system->system->set_images(originals);
   });
 }
 
 int mlff_system_set_neighbors(mlff_system *system, const int64_t *offsets, const int32_t *neighbors) {
   return guarded([&] {
     require(system, "system");
-    system->system.set_neighbors(offsets, neighbors);
+    system->system->set_neighbors(offsets, neighbors);
   });
 }
 
 int mlff_system_set_exchange(mlff_system *system, mlff_exchange_fn exchange, void *user) {
   return guarded([&] {
     require(system, "system");
-    system->system.set_exchange(exchange, user);
+    system->system->set_exchange(exchange, user);
   });
 }
 
@@ -165,7 +190,7 @@ int mlff_system_compute(mlff_system *system, const double *positions, const mlff
   return guarded([&] {
     require(system, "system");
     require(results, "results");
-    system->system.compute(positions, *results);
+    system->system->compute(positions, *results);
   });
 }
 
@@ -174,15 +199,39 @@ int mlff_system_compute_periodic(mlff_system *system, const double *positions, c
   return guarded([&] {
     require(system, "system");
     require(results, "results");
-    system->system.compute_periodic(positions, cell, pbc, *results);
+    system->system->compute_periodic(positions, cell, pbc, *results);
+  });
+}
+
+int mlff_system_set_structures(mlff_system *system, int32_t n_structures, const int64_t *starts) {
+  return guarded([&] {
+    require(system, "system");
+    system->system->set_structures(n_structures, starts);
+  });
+}
+
+int mlff_system_compute_batch(mlff_system *system, const double *positions, const double *cells, const int32_t *pbcs,
+                              const mlff_results *results) {
+  return guarded([&] {
+    require(system, "system");
+    require(results, "results");
+    system->system->compute_batch(positions, cells, pbcs, *results);
+  });
+}
+
+int mlff_system_compute_device(mlff_system *system, const mlff_device_arrays *arrays) {
+  return guarded([&] {
+    require(system, "system");
+    require(arrays, "arrays");
+    system->system->compute_device(*arrays);
   });
 }
 
 int mlff_system_edges(const mlff_system *system, int64_t *n_edges, int32_t *centers, int32_t *neighbors, double *vectors) {
   return guarded([&] {
     require(system, "system");
-    system->system.edges(n_edges, centers, neighbors, vectors);
+    system->system->edges(n_edges, centers, neighbors, vectors);
   });
 }
 
-size_t mlff_system_bytes(const mlff_system *system) { return system ? system->system.bytes() : 0; }
+size_t mlff_system_bytes(const mlff_system *system) { return system ? system->system->bytes() : 0; }

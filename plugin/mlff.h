@@ -29,7 +29,7 @@
 extern "C" {
 #endif
 
-#define MLFF_ABI_VERSION 1
+#define MLFF_ABI_VERSION 2
 
 typedef enum {
   MLFF_OK = 0,
@@ -46,6 +46,10 @@ typedef struct mlff_system mlff_system; /* one simulation with that model: neigh
 MLFF_API int mlff_abi_version(void);
 MLFF_API const char *mlff_version(void);
 MLFF_API const char *mlff_last_error(void);
+
+/* Number of devices of a kind that could be used: of "cuda", the GPUs that the NVIDIA driver shows, 0 without a driver; of
+ * "cpu", 1. */
+MLFF_API int mlff_device_count(const char *kind, int32_t *count);
 
 /* ---- model ------------------------------------------------------------------------------------------------------- */
 
@@ -70,13 +74,20 @@ MLFF_API int32_t mlff_model_species_of(const mlff_model *model, int32_t atomic_n
 MLFF_API int mlff_model_self_check(const mlff_model *model, const char *device, double *max_energy_error_per_atom,
                                    double *max_force_error);
 
+/* MLFF_OK if a system of the model can be made on `device`; else the error that mlff_system_create would give: no driver, no
+ * such GPU, no machine code for it in the file. */
+MLFF_API int mlff_model_supports(const mlff_model *model, const char *device);
+
 /* ---- system ------------------------------------------------------------------------------------------------------ */
 
-/* device: "cpu" (others are added by other backends). The model may be freed before the system. */
+/* device: "cpu", "cuda" (the first GPU) or "cuda:N". The model may be freed before the system. On a GPU, systems of one model
+ * share its weights, and work is done in the device's primary context, like torch's. The GPU is left as it was found: no context
+ * stays current. */
 MLFF_API int mlff_system_create(const mlff_model *model, const char *device, mlff_system **system);
 MLFF_API void mlff_system_free(mlff_system *system);
 
-/* Number of threads of the CPU backend; 0 means the OpenMP default. Results are bit-for-bit reproducible for a fixed number. */
+/* Number of threads of the CPU backend; 0 means the OpenMP default. Results are bit-for-bit reproducible for a fixed number.
+ * No effect on a GPU. */
 MLFF_API int mlff_system_set_threads(mlff_system *system, int32_t n_threads);
 
 /* Atoms. n_local atoms are the centres of this call; rows n_local .. n_total-1 are ghosts (periodic images or atoms of other
@@ -87,25 +98,32 @@ MLFF_API int mlff_system_set_atoms(mlff_system *system, int64_t n_local, int64_t
 /* Full neighbour list given by the engine, copied and kept until replaced: the neighbours of local atom i are
  * neighbors[offsets[i]] .. neighbors[offsets[i+1]-1], each in 0 .. n_total-1. Both directions of every pair of which at
  * least one atom is local must be there (a pair of a local atom and a ghost: in the local atom's row). Entries beyond the
- * cutoff are allowed and skipped at every evaluation, so a list with a skin can be kept while atoms move. */
+ * cutoff are allowed and skipped at every evaluation, so a list with a skin can be kept while atoms move.
+ * CPU only: on a GPU mlff_system_compute searches by itself, and this is MLFF_ERROR_INPUT. */
 MLFF_API int mlff_system_set_neighbors(mlff_system *system, const int64_t *offsets, const int32_t *neighbors);
 
-/* Ghosts that are the same atom as an earlier row (periodic images, mostly) need no features of their own. originals: [n_total], for
- * each row the first row that is the same atom: originals[k] == k for local atoms and for ghosts that are nowhere else on this rank, less
- * for images. Features are read from the originals, so the exchange may leave images as they are, and results that belong to an image
- * are added to its original. Optional, after set_atoms (which forgets it). Copied. */
+/* Ghosts that are the same atom as an earlier row (periodic images, mostly) need no features of their own. originals: [n_total],
+ * for each row the first row that is the same atom: originals[k] == k for local atoms and for ghosts that are nowhere else on
+ * this rank, less for images. Features are read from the originals, so the exchange may leave images as they are, and results
+ * that belong to an image are added to its original. Optional, after set_atoms (which forgets it). Copied. */
 MLFF_API int mlff_system_set_images(mlff_system *system, const int32_t *originals);
 
-/* Fill the ghost rows of a feature table from their owners. rows is [n_total, width] float; the callback must write rows
- * n_local .. n_total-1 with the owner's row (forward communication). Called by every rank the same number of times in the same order
- * in every evaluation with the same outputs, also by ranks without atoms. Return 0 for success.
- * Without a callback, a system that has ghosts other than images cannot be evaluated by a model with more than one message layer. */
+/* Fill the ghost rows of a feature table from their owners. rows is [n_total, width] float; the callback must write rows n_local
+ * .. n_total-1 with the owner's row (forward communication). Called by every rank the same number of times in the same order in
+ * every evaluation with the same outputs, also by ranks without atoms. Return 0 for success. rows is host memory on every
+ * device. Without a callback, a system that has ghosts other than images cannot be evaluated by a model with more than one
+ * message layer. */
 typedef int (*mlff_exchange_fn)(void *user, float *rows, int32_t width);
 MLFF_API int mlff_system_set_exchange(mlff_system *system, mlff_exchange_fn exchange, void *user);
-/* Largest width (a multiple of 2) that the callback will be called with. */
+/* Largest width (a multiple of 2), on any device, that the callback will be called with. */
 MLFF_API int32_t mlff_model_max_exchange_width(const mlff_model *model);
 
 /* ---- evaluation -------------------------------------------------------------------------------------------------- */
+
+/* Several structures in one system without ghosts: molecules to screen, a batch. Structure b has the atoms starts[b] ..
+ * starts[b+1]-1; starts: [n_structures + 1], from 0 to n_total, never decreasing. After set_atoms, which makes all atoms one
+ * structure. Copied. */
+MLFF_API int mlff_system_set_structures(mlff_system *system, int32_t n_structures, const int64_t *starts);
 
 /* Results wanted; NULL pointers are not computed. With forces, virial and atom_virial all NULL only the energy is evaluated.
  * Every array is overwritten, not added to. */
@@ -117,7 +135,8 @@ typedef struct {
   double *atom_virial; /* [n_total, 6] eV; half of each edge's term to each of its two atoms (ghost rows: as for forces) */
 } mlff_results;
 
-/* Evaluate with the neighbour list given by mlff_system_set_neighbors. positions: [n_total, 3]. Periodicity is in the ghosts. */
+/* Evaluate a system whose periodicity is in its ghosts. positions: [n_total, 3]. On the CPU with the neighbour list given by
+ * mlff_system_set_neighbors; a GPU finds all pairs of the given atoms by itself. */
 MLFF_API int mlff_system_compute(mlff_system *system, const double *positions, const mlff_results *results);
 
 /* Evaluate an engine-free system (n_total == n_local) whose neighbours the core finds itself.
@@ -126,13 +145,42 @@ MLFF_API int mlff_system_compute(mlff_system *system, const double *positions, c
 MLFF_API int mlff_system_compute_periodic(mlff_system *system, const double *positions, const double *cell, const int32_t *pbc,
                                           const mlff_results *results);
 
+/* Evaluate all structures of mlff_system_set_structures, each as mlff_system_compute_periodic would: energy is [n_structures],
+ * virial [n_structures, 6], the others as ever. cells: [n_structures, 3, 3] or NULL for none; pbcs: [n_structures, 3] or NULL
+ * for none. A GPU evaluates them at once, by a search over all pairs: a structure with more than 65536 candidates (atoms times
+ * images) is MLFF_ERROR_INPUT there. mlff_system_edges is not available afterwards. */
+MLFF_API int mlff_system_compute_batch(mlff_system *system, const double *positions, const double *cells, const int32_t *pbcs,
+                                       const mlff_results *results);
+
+/* Evaluate atoms that are in the memory of the system's GPU, in the caller's units and stream. */
+typedef struct {
+  void *stream;            /* CUstream (cudaStream_t) of the device's primary context; NULL: the default stream */
+  int32_t is_double;       /* whether positions, box and forces are float64; else float32 */
+  int64_t n_rows;          /* of positions and forces */
+  const void *positions;   /* device [n_rows, 3] */
+  const int64_t *atoms;    /* host [n_local]: rows that are the atoms of mlff_system_set_atoms, each once; NULL: all */
+  const void *box;         /* device [3, 3], rows are the cell vectors, zeros for a direction that is not periodic; NULL: open */
+  double length_unit;      /* Angstrom per unit of length */
+  double energy_unit;      /* units of energy per eV */
+  double *energy;          /* device [1], or NULL */
+  void *forces;            /* device [n_rows, 3] in units of energy per length, or NULL; rows of other atoms are left alone */
+} mlff_device_arrays;
+
+/* Returns when the results are there. In a stream that is capturing, kernels are captured and nothing is waited for: the system
+ * must have been evaluated before with the same atoms, units and kinds of results. Replayed, such a graph uses memory of the
+ * system, which must live on and not be evaluated at the same time; where the atoms do not fit into the memory of that
+ * evaluation, where two are at one place or one is not finite, all results are NaN. For one structure without ghosts.
+ * MLFF_ERROR_INPUT on the CPU. */
+MLFF_API int mlff_system_compute_device(mlff_system *system, const mlff_device_arrays *arrays);
+
 /* Directed pairs within the cutoff of the last evaluation, sorted by centre: count; then centre and neighbour [n], and edge
- * vectors [n, 3] in Angstrom. Any pointer may be NULL. Valid arrays hold at least the count of the first call. MLFF_ERROR_INPUT if
- * the last evaluation failed, or there was none since set_atoms or set_neighbors. */
+ * vectors [n, 3] in Angstrom. Any pointer may be NULL. Valid arrays hold at least the count of the first call. MLFF_ERROR_INPUT
+ * if the last evaluation failed, was of several structures, or there was none since set_atoms or set_neighbors. On a GPU vectors
+ * have float32 accuracy. */
 MLFF_API int mlff_system_edges(const mlff_system *system, int64_t *n_edges, int32_t *centers, int32_t *neighbors,
                                double *vectors);
 
-/* Bytes of workspace held by the system. */
+/* Bytes of workspace held by the system, on its device and for copies to it. */
 MLFF_API size_t mlff_system_bytes(const mlff_system *system);
 
 #ifdef __cplusplus

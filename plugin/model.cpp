@@ -65,10 +65,14 @@ void check_header(const json &header, const std::string &name) {
 
 }  // namespace
 
-Model::Model(Payload p, const KernelTable &kernels, const std::string &name)
-    : payload(std::move(p)), cutoff(read_cutoff(payload, name)), atomic_numbers(read_atomic_numbers(payload.header, name)) {
+Model::Model(Payload p, const KernelTable &kernels, const std::string &file)
+    : name(file),
+      payload(std::move(p)),
+      cutoff(read_cutoff(payload, name)),
+      atomic_numbers(read_atomic_numbers(payload.header, name)) {
   check_header(payload.header, name);
   plan = parse_plan(payload, "cpu", kernels, int(atomic_numbers.size()), name);
+  if (payload.header["plans"].contains("cuda")) cuda_plan = cuda::parse_plan(payload, name);
 
   for (const json &entry : *field(payload.header, "references")) {
     const auto text = [&](const char *key) {
@@ -103,6 +107,10 @@ Model::Model(Payload p, const KernelTable &kernels, const std::string &name)
   }
 }
 
+int32_t Model::max_exchange_width() const {
+  return std::max(plan.max_exchange_width, cuda_plan ? cuda_plan->max_exchange_width : 0);
+}
+
 int32_t Model::species_of(int32_t atomic_number) const {
   const auto it = std::find(atomic_numbers.begin(), atomic_numbers.end(), atomic_number);
   return it == atomic_numbers.end() ? -1 : int32_t(it - atomic_numbers.begin());
@@ -115,17 +123,17 @@ void self_check(std::shared_ptr<const Model> model, const std::string &device, d
   if (model->references.empty())
     throw Error(MLFF_ERROR_FILE, "the model file holds no reference structures to check against; export it again");
   for (const Reference &r : model->references) {
-    System system(model, device);
-    system.set_threads(1);  // small structures, and the same result everywhere
+    const std::unique_ptr<System> system = create_system(model, device);
+    system->set_threads(1);  // small structures, and the same result everywhere
     std::vector<int32_t> species(r.n);
     for (int64_t i = 0; i < r.n; i++) species[i] = model->species_of(r.atomic_numbers[i]);
-    system.set_atoms(r.n, r.n, species.data());
+    system->set_atoms(r.n, r.n, species.data());
     double energy;
     std::vector<double> forces(3 * r.n);
     mlff_results results{};
     results.energy = &energy;
     results.forces = forces.data();
-    system.compute_periodic(r.positions, r.cell, r.pbc, results);
+    system->compute_periodic(r.positions, r.cell, r.pbc, results);
     double force_error = 0.0;
     for (int64_t i = 0; i < 3 * r.n; i++) force_error = std::max(force_error, std::abs(forces[i] - r.forces[i]));
     const double energy_error = std::abs(energy - *r.energy) / double(r.n);

@@ -1,10 +1,12 @@
-// A loaded model file: the payload, what every backend needs from its header, and the plan of the CPU backend. Immutable.
+// A loaded model file: the payload, what every backend needs from its header, and the plans of the backends. Immutable.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "cuda/plan.h"
 #include "payload.h"
 #include "plan.h"
 
@@ -26,11 +28,15 @@ struct Model {
 
   int32_t species_of(int32_t atomic_number) const;
 
+  int32_t max_exchange_width() const;
+
+  const std::string name;  // what messages call the file
   Payload payload;
   double cutoff;
   std::vector<int32_t> atomic_numbers;  // by species index
   std::vector<Reference> references;
-  Plan plan;
+  Plan plan;                            // of the CPU backend
+  std::optional<cuda::Plan> cuda_plan;  // a file may do without
 };
 
 // Evaluates the references; see mlff_model_self_check.

@@ -31,31 +31,6 @@ Vector orthogonal(const Vector &a) {
   return normalized(cross(a, axis));
 }
 
-// Three vectors that span space: the cell's in periodic directions, orthogonal unit vectors in the others.
-struct Basis {
-  std::array<Vector, 3> vectors, inverse;  // inverse[k] . x is the k-th fractional coordinate
-  Vector height;                           // distance between the faces of direction k
-
-  explicit Basis(const Cell &cell) {
-    int periodic[3], open[3], n_periodic = 0, n_open = 0;
-    for (int k = 0; k < 3; k++) (cell.periodic[k] ? periodic[n_periodic++] : open[n_open++]) = k;
-    for (int n = 0; n < n_periodic; n++) vectors[periodic[n]] = cell.vectors[periodic[n]];
-    if (n_periodic == 0) vectors = {Vector{1, 0, 0}, Vector{0, 1, 0}, Vector{0, 0, 1}};
-    if (n_periodic == 1) {
-      const Vector axis = normalized(vectors[periodic[0]]);
-      vectors[open[0]] = orthogonal(axis);
-      vectors[open[1]] = cross(axis, vectors[open[0]]);
-    }
-    if (n_periodic == 2) vectors[open[0]] = normalized(cross(vectors[periodic[0]], vectors[periodic[1]]));
-    const double volume = dot(vectors[0], cross(vectors[1], vectors[2]));
-    for (int k = 0; k < 3; k++) {
-      const Vector normal = cross(vectors[(k + 1) % 3], vectors[(k + 2) % 3]);
-      inverse[k] = scaled(normal, 1.0 / volume);
-      height[k] = std::abs(volume) / std::sqrt(dot(normal, normal));
-    }
-  }
-};
-
 // Bins of at least the cutoff's width (a fraction of the cell if that is smaller), found by a sorted list of the occupied ones: its
 // memory depends on the number of atoms only, however far apart they are. Few atoms or a small cell are the case of one bin.
 class Bins {
@@ -178,6 +153,25 @@ class Bins {
 };
 
 }  // namespace
+
+Basis::Basis(const Cell &cell) {
+  int periodic[3], open[3], n_periodic = 0, n_open = 0;
+  for (int k = 0; k < 3; k++) (cell.periodic[k] ? periodic[n_periodic++] : open[n_open++]) = k;
+  for (int n = 0; n < n_periodic; n++) vectors[periodic[n]] = cell.vectors[periodic[n]];
+  if (n_periodic == 0) vectors = {Vector{1, 0, 0}, Vector{0, 1, 0}, Vector{0, 0, 1}};
+  if (n_periodic == 1) {
+    const Vector axis = normalized(vectors[periodic[0]]);
+    vectors[open[0]] = orthogonal(axis);
+    vectors[open[1]] = cross(axis, vectors[open[0]]);
+  }
+  if (n_periodic == 2) vectors[open[0]] = normalized(cross(vectors[periodic[0]], vectors[periodic[1]]));
+  const double volume = dot(vectors[0], cross(vectors[1], vectors[2]));
+  for (int k = 0; k < 3; k++) {
+    const Vector normal = cross(vectors[(k + 1) % 3], vectors[(k + 2) % 3]);
+    inverse[k] = scaled(normal, 1.0 / volume);
+    height[k] = std::abs(volume) / std::sqrt(dot(normal, normal));
+  }
+}
 
 Cell make_cell(const double *cell, const int32_t *pbc, double cutoff) {
   Cell result;

@@ -15,6 +15,14 @@ struct Cell {
   bool operator==(const Cell &) const = default;
 };
 
+// Three vectors that span space: the cell's in periodic directions, orthogonal unit vectors in the others.
+struct Basis {
+  std::array<std::array<double, 3>, 3> vectors, inverse;  // inverse[k] . x is the k-th fractional coordinate
+  std::array<double, 3> height;                           // distance between the faces of direction k
+
+  explicit Basis(const Cell &cell);
+};
+
 // Directed pairs, sorted by centre i, then neighbour j, then shift: those of i are offsets[i] .. offsets[i + 1] - 1.
 struct PairList {
   std::vector<int64_t> offsets;

@@ -82,7 +82,7 @@ Tensor parse_tensor(const json &entry, const std::string &what, uint8_t *data, u
   if (!entry.is_object() || !entry.contains("dtype") || !entry.contains("shape") || !entry.contains("offset"))
     throw Error(MLFF_ERROR_FILE, what + " needs a dtype, a shape and an offset");
   if (!entry["dtype"].is_string() || !parse_dtype(entry["dtype"].get_ref<const std::string &>(), t.dtype))
-    throw Error(MLFF_ERROR_FILE, what + ": the dtype must be f32, f64, i32, i64 or u8");
+    throw Error(MLFF_ERROR_FILE, what + ": the dtype must be f32, f64, i32, i64, u8 or f16");
   if (!entry["shape"].is_array() || entry["shape"].size() > 8)
     throw Error(MLFF_ERROR_FILE, what + ": the shape must be a list of at most 8 numbers");
   const int64_t largest = int64_t(data_size / dtype_size(t.dtype));
@@ -104,9 +104,16 @@ Tensor parse_tensor(const json &entry, const std::string &what, uint8_t *data, u
   return t;
 }
 
+struct Half {
+  uint16_t bits;
+};
+bool is_finite(Half x) { return (x.bits & 0x7c00) != 0x7c00; }  // not all bits of the exponent are set
+bool is_finite(float x) { return std::isfinite(x); }
+bool is_finite(double x) { return std::isfinite(x); }
+
 template <class T>
 void require_finite(const Tensor &t, const std::string &what) {
-  if (!std::all_of(t.as<T>(), t.as<T>() + t.count, [](T x) { return std::isfinite(x); }))
+  if (!std::all_of(t.as<T>(), t.as<T>() + t.count, [](T x) { return is_finite(x); }))
     throw Error(MLFF_ERROR_FILE, what + " holds a number that is not finite");
 }
 
@@ -135,6 +142,7 @@ Payload parse(const uint8_t *p, const std::string &name) {
     const Tensor t = parse_tensor(entry, what, data, data_size);
     if (t.dtype == DType::f32) require_finite<float>(t, what);
     if (t.dtype == DType::f64) require_finite<double>(t, what);
+    if (t.dtype == DType::f16) require_finite<Half>(t, what);
     payload.tensors.emplace(key, t);
   }
   return payload;
@@ -173,18 +181,19 @@ size_t dtype_size(DType dtype) {
   switch (dtype) {
     case DType::f64:
     case DType::i64: return 8;
+    case DType::f16: return 2;
     case DType::u8: return 1;
     default: return 4;
   }
 }
 
 const char *dtype_name(DType dtype) {
-  constexpr const char *names[] = {"f32", "f64", "i32", "i64", "u8"};
+  constexpr const char *names[] = {"f32", "f64", "i32", "i64", "u8", "f16"};
   return names[int(dtype)];
 }
 
 bool parse_dtype(const std::string &name, DType &dtype) {
-  for (DType d : {DType::f32, DType::f64, DType::i32, DType::i64, DType::u8})
+  for (DType d : {DType::f32, DType::f64, DType::i32, DType::i64, DType::u8, DType::f16})
     if (name == dtype_name(d)) {
       dtype = d;
       return true;

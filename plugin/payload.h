@@ -11,7 +11,7 @@
 
 namespace mlff {
 
-enum class DType { f32, f64, i32, i64, u8 };
+enum class DType { f32, f64, i32, i64, u8, f16 };
 
 size_t dtype_size(DType dtype);
 const char *dtype_name(DType dtype);

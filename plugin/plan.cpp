@@ -12,7 +12,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMaxWidth = 1 << 16;
 constexpr int64_t kFeatureMultiple = 16;  // kernels go through the features in whole vectors
 constexpr size_t kMaxEntries = 10000;
 
@@ -30,19 +29,6 @@ constexpr InputShape kInputShapes[kInputs] = {
     {"unit", DType::f32, Rows::edges, 3, false},      {"atom_energy", DType::f64, Rows::local, 1, true},
     {"gradient", DType::f64, Rows::edges, 3, true},
 };
-
-const std::string &string_field(const json &entry, const char *key, const std::string &where) {
-  const auto it = entry.is_object() ? entry.find(key) : entry.end();
-  if (!entry.is_object() || it == entry.end() || !it->is_string() || it->get_ref<const std::string &>().size() > 200)
-    throw Error(MLFF_ERROR_FILE, where + ": needs a text \"" + key + "\"");
-  return it->get_ref<const std::string &>();
-}
-
-const json &list_field(const json &entry, const char *key, const std::string &where) {
-  if (entry.is_object())
-    if (const auto it = entry.find(key); it != entry.end() && it->is_array() && it->size() <= kMaxEntries) return *it;
-  throw Error(MLFF_ERROR_FILE, where + ": needs a list \"" + key + "\" of at most " + std::to_string(kMaxEntries) + " entries");
-}
 
 class Parser {
  public:
@@ -63,11 +49,7 @@ class Parser {
     if (!parse_dtype(string_field(entry, "dtype", where), buffer.dtype)) throw Error(MLFF_ERROR_FILE, where + ": unknown dtype");
     if (!parse_rows(string_field(entry, "rows", where), buffer.rows) || buffer.rows == Rows::local_plus_1)
       throw Error(MLFF_ERROR_FILE, where + ": rows must be local, total or edges");
-    const auto width = entry.find("width");
-    if (width == entry.end() || !width->is_number_unsigned() || width->get<uint64_t>() < 1 ||
-        width->get<uint64_t>() > uint64_t(kMaxWidth))
-      throw Error(MLFF_ERROR_FILE, where + ": the width must be a whole number from 1 to " + std::to_string(kMaxWidth));
-    buffer.width = width->get<int64_t>();
+    buffer.width = number_field(entry, "width", 1, kMaxWidth, where);
     buffer.forward = false;
     const bool taken =
         std::any_of(std::begin(kInputShapes), std::end(kInputShapes), [&](const auto &i) { return buffer.name == i.name; });
@@ -96,11 +78,7 @@ class Parser {
     if (!stage.backward && !plan_.stages.empty() && plan_.stages.back().backward)
       throw Error(MLFF_ERROR_FILE, where + ": a forward stage comes after a backward stage");
 
-    std::vector<std::string> names;
-    for (const json &name : list_field(entry, "args", where)) {
-      if (!name.is_string()) throw Error(MLFF_ERROR_FILE, where + ": args must be names");
-      names.push_back(name.get<std::string>());
-    }
+    const std::vector<std::string> names = names_field(entry, "args", where);
     const bool exchange = kernel == "exchange";
     for (int i = 0; i < kernels_.size && !exchange; i++)
       if (kernel == kernels_.kernels[i].name) stage.kernel = &kernels_.kernels[i];
@@ -184,6 +162,36 @@ class Parser {
 };
 
 }  // namespace
+
+const std::string &string_field(const json &entry, const char *key, const std::string &where) {
+  const auto it = entry.is_object() ? entry.find(key) : entry.end();
+  if (!entry.is_object() || it == entry.end() || !it->is_string() || it->get_ref<const std::string &>().size() > 200)
+    throw Error(MLFF_ERROR_FILE, where + ": needs a text \"" + key + "\"");
+  return it->get_ref<const std::string &>();
+}
+
+const json &list_field(const json &entry, const char *key, const std::string &where) {
+  if (entry.is_object())
+    if (const auto it = entry.find(key); it != entry.end() && it->is_array() && it->size() <= kMaxEntries) return *it;
+  throw Error(MLFF_ERROR_FILE, where + ": needs a list \"" + key + "\" of at most " + std::to_string(kMaxEntries) + " entries");
+}
+
+std::vector<std::string> names_field(const json &entry, const char *key, const std::string &where) {
+  std::vector<std::string> names;
+  for (const json &name : list_field(entry, key, where)) {
+    if (!name.is_string()) throw Error(MLFF_ERROR_FILE, where + ": " + key + " must be names");
+    names.push_back(name.get<std::string>());
+  }
+  return names;
+}
+
+int64_t number_field(const json &entry, const char *key, int64_t least, int64_t most, const std::string &where) {
+  if (entry.is_object())
+    if (const auto it = entry.find(key); it != entry.end() && it->is_number_unsigned())
+      if (const auto n = it->get<uint64_t>(); n >= uint64_t(least) && n <= uint64_t(most)) return int64_t(n);
+  throw Error(MLFF_ERROR_FILE, where + ": the " + key + " must be a whole number from " + std::to_string(least) + " to " +
+                                   std::to_string(most));
+}
 
 bool Plan::exchanges(bool backward) const {
   return std::any_of(stages.begin(), stages.end(), [&](const Stage &s) { return !s.kernel && (backward || !s.backward); });

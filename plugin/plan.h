@@ -47,6 +47,13 @@ struct Plan {
   int32_t max_exchange_width = 0;
 };
 
+// Fields of the header's JSON, for parsers of plans; `where` begins the message of the Error(MLFF_ERROR_FILE) that they throw.
+constexpr int64_t kMaxWidth = 1 << 16;  // of a buffer
+const std::string &string_field(const nlohmann::json &entry, const char *key, const std::string &where);
+const nlohmann::json &list_field(const nlohmann::json &entry, const char *key, const std::string &where);
+std::vector<std::string> names_field(const nlohmann::json &entry, const char *key, const std::string &where);
+int64_t number_field(const nlohmann::json &entry, const char *key, int64_t least, int64_t most, const std::string &where);
+
 // The plan of payload.header["plans"][backend], its tensors resolved to those of the payload (which must outlive it).
 // Throws Error(MLFF_ERROR_FILE), naming the stage; `name` is what messages call the file.
 Plan parse_plan(const Payload &payload, const std::string &backend, const KernelTable &kernels, int n_species,

@@ -1,67 +1,95 @@
-// One simulation with a model on the CPU: atoms, neighbour list, workspace, and the evaluation of the plan.
+// One simulation with a model: what every backend keeps and checks. cpu/system.h and cuda/system.h evaluate.
 #pragma once
 
-#include <array>
+#include <bit>
 #include <memory>
-#include <optional>
+#include <new>
 #include <string>
 #include <vector>
 
-#include "memory.h"
+#include "error.h"
 #include "mlff.h"
 #include "model.h"
-#include "neighbors.h"
 
 namespace mlff {
 
 // The functions of mlff.h, whose documentation holds here; they throw Error instead of returning a status.
 class System {
  public:
-  System(std::shared_ptr<const Model> model, const std::string &device);
+  virtual ~System() = default;
+  System(const System &) = delete;
+  System &operator=(const System &) = delete;
 
   void set_threads(int32_t n_threads);
   void set_atoms(int64_t n_local, int64_t n_total, const int32_t *species);
   void set_images(const int32_t *originals);
-  void set_neighbors(const int64_t *offsets, const int32_t *neighbors);
+  void set_structures(int32_t n_structures, const int64_t *starts);
   void set_exchange(mlff_exchange_fn exchange, void *user);
-  void compute(const double *positions, const mlff_results &results);
-  void compute_periodic(const double *positions, const double *cell, const int32_t *pbc, const mlff_results &results);
-  void edges(int64_t *n_edges, int32_t *centers, int32_t *neighbors, double *vectors) const;
-  size_t bytes() const;
+  virtual void set_neighbors(const int64_t *offsets, const int32_t *neighbors) = 0;
+  virtual void compute(const double *positions, const mlff_results &results) = 0;
+  virtual void compute_periodic(const double *positions, const double *cell, const int32_t *pbc, const mlff_results &results) = 0;
+  virtual void compute_batch(const double *positions, const double *cells, const int32_t *pbcs, const mlff_results &results) = 0;
+  virtual void compute_device(const mlff_device_arrays &arrays) = 0;
+  virtual void edges(int64_t *n_edges, int32_t *centers, int32_t *neighbors, double *vectors) const = 0;
+  virtual size_t bytes() const = 0;
 
- private:
+ protected:
+  explicit System(std::shared_ptr<const Model> model) : model_(std::move(model)) {}
+  virtual void atoms_changed() = 0;  // after a call that changes what the protected members say of the atoms
+
   void check_ready(const double *positions) const;
-  // Own pair list with a skin, searched again when an atom has moved half the skin or the cell has changed.
-  const PairList &find(const double *positions, const Cell &cell, int threads);
-  void evaluate(const double *positions, const PairList &pairs, const Cell *cell, const mlff_results &results, int threads);
-  // Makes those of the pairs that are closer than the cutoff the edges of this evaluation.
-  void select_edges(const double *positions, const PairList &pairs, const Cell *cell, int threads);
-  void run_stages(bool backward, int threads);
-  void *pointer(const Argument &argument) const;
-  void collect_energy(const mlff_results &results) const;
-  void collect_gradient(const mlff_results &results, int threads);
+  void check_one_structure(const char *function) const;
+  void check_no_ghosts(const char *function) const;
+  void check_exchange(bool exchanges) const;  // that ghosts have their features, if the stages to be run exchange any
+  void exchange(float *rows, int32_t width) const;
+  [[noreturn]] static void no_edges();
+  int32_t n_structures() const { return int32_t(starts_.size()) - 1; }
 
-  std::shared_ptr<const Model> model_;
+  const std::shared_ptr<const Model> model_;
   int32_t threads_ = 0;
-  int64_t n_local_ = 0, n_total_ = 0, n_edges_ = 0;
+  int64_t n_local_ = 0, n_total_ = 0;
   bool has_atoms_ = false;  // whether set_atoms has been called
   bool evaluated_ = false;  // whether the edges are those of a successful evaluation
   std::vector<int32_t> species_;
-  std::vector<int32_t> originals_;  // as set by set_images; empty: no row is an image
-  bool foreign_ghosts_ = false;     // whether there are ghosts that are not images
+  std::vector<int32_t> originals_;     // as set by set_images; empty: no row is an image
+  std::vector<int64_t> starts_{0, 0};  // first row of each structure, and the end
+  bool foreign_ghosts_ = false;        // whether there are ghosts that are not images
   mlff_exchange_fn exchange_ = nullptr;
   void *user_ = nullptr;
-
-  std::optional<PairList> given_, found_;
-  std::vector<double> found_positions_;
-  Cell found_cell_;
-
-  // Inputs and results of the plan, by edge and by atom.
-  Scratch<int64_t> offsets_, kept_;
-  Scratch<int32_t> neighbors_;
-  Scratch<double> distance_, vectors_, atom_energy_, gradient_, partial_;
-  Scratch<float> unit_;
-  std::vector<Scratch<std::byte>> buffers_;
 };
+
+// Devices are "cpu", "cuda" (the first GPU) and "cuda:N". Throw Error(MLFF_ERROR_RESOURCE) for others, and for a GPU that is not
+// there or that the model has no code for.
+std::unique_ptr<System> create_system(std::shared_ptr<const Model> model, const std::string &device);
+void check_device(const Model &model, const std::string &device);
+
+// Turns a failed allocation into an error that names the size of the system.
+template <class Body>
+void with_memory(int64_t n_atoms, const int64_t &n_edges, Body &&body) {
+  try {
+    body();
+  } catch (const std::bad_alloc &) {
+    fail(MLFF_ERROR_RESOURCE, "out of memory for %lld atoms and %lld edges; use a smaller system or more ranks",
+         (long long)n_atoms, (long long)n_edges);
+  }
+}
+
+// Whether all numbers are finite: in integers, which compilers turn into vector instructions.
+inline bool all_finite(const double *x, int64_t n) {
+  constexpr uint64_t exponent = uint64_t(0x7ff) << 52;
+  uint64_t bad = 0;
+  for (int64_t k = 0; k < n; k++) bad |= uint64_t((std::bit_cast<uint64_t>(x[k]) & exponent) == exponent);
+  return !bad;
+}
+
+constexpr double kCoincident = 1e-6;  // Angstrom, below which two atoms have no direction between them
+[[noreturn]] inline void fail_coincident(int64_t i, int64_t j) {
+  fail(MLFF_ERROR_INPUT, "atoms %lld and %lld are at the same place (closer than %g Angstrom); move one of them", (long long)i,
+       (long long)j, kCoincident);
+}
+[[noreturn]] inline void fail_energy(int64_t i) {
+  fail(MLFF_ERROR_INPUT, "the energy of atom %lld is not finite: the structure is outside what the model can evaluate",
+       (long long)i);
+}
 
 }  // namespace mlff

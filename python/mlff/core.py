@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 RESULTS = ("energy", "atom_energy", "forces", "virial", "atom_virial")
 
 
@@ -74,12 +74,30 @@ class _Results(ctypes.Structure):
     _fields_ = [(name, c_void_p) for name in RESULTS]
 
 
+class DeviceArrays(ctypes.Structure):
+    """``mlff_device_arrays`` of plugin/mlff.h: atoms that are on the GPU already, for :meth:`System.compute_device`."""
+
+    _fields_ = [
+        ("stream", c_void_p),
+        ("is_double", c_int32),
+        ("n_rows", c_int64),
+        ("positions", c_void_p),
+        ("atoms", c_void_p),
+        ("box", c_void_p),
+        ("length_unit", c_double),
+        ("energy_unit", c_double),
+        ("energy", c_void_p),
+        ("forces", c_void_p),
+    ]
+
+
 _EXCHANGE = ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(c_float), c_int32)
 
 _SIGNATURES = {
     "mlff_abi_version": (c_int, []),
     "mlff_version": (c_char_p, []),
     "mlff_last_error": (c_char_p, []),
+    "mlff_device_count": (c_int, [c_char_p, POINTER(c_int32)]),
     "mlff_model_load": (c_int, [c_char_p, POINTER(c_void_p)]),
     "mlff_model_load_memory": (c_int, [c_char_p, c_size_t, POINTER(c_void_p)]),
     "mlff_model_free": (None, [c_void_p]),
@@ -90,6 +108,7 @@ _SIGNATURES = {
     "mlff_model_atomic_numbers": (POINTER(c_int32), [c_void_p]),
     "mlff_model_max_exchange_width": (c_int32, [c_void_p]),
     "mlff_model_self_check": (c_int, [c_void_p, c_char_p, POINTER(c_double), POINTER(c_double)]),
+    "mlff_model_supports": (c_int, [c_void_p, c_char_p]),
     "mlff_system_create": (c_int, [c_void_p, c_char_p, POINTER(c_void_p)]),
     "mlff_system_free": (None, [c_void_p]),
     "mlff_system_set_threads": (c_int, [c_void_p, c_int32]),
@@ -97,8 +116,11 @@ _SIGNATURES = {
     "mlff_system_set_images": (c_int, [c_void_p, c_void_p]),
     "mlff_system_set_neighbors": (c_int, [c_void_p, c_void_p, c_void_p]),
     "mlff_system_set_exchange": (c_int, [c_void_p, _EXCHANGE, c_void_p]),
+    "mlff_system_set_structures": (c_int, [c_void_p, c_int32, c_void_p]),
     "mlff_system_compute": (c_int, [c_void_p, c_void_p, POINTER(_Results)]),
     "mlff_system_compute_periodic": (c_int, [c_void_p, c_void_p, c_void_p, c_void_p, POINTER(_Results)]),
+    "mlff_system_compute_batch": (c_int, [c_void_p, c_void_p, c_void_p, c_void_p, POINTER(_Results)]),
+    "mlff_system_compute_device": (c_int, [c_void_p, POINTER(DeviceArrays)]),
     "mlff_system_edges": (c_int, [c_void_p, POINTER(c_int64), c_void_p, c_void_p, c_void_p]),
     "mlff_system_bytes": (c_size_t, [c_void_p]),
 }
@@ -129,6 +151,13 @@ def _array(values, dtype, shape: Tuple[int, ...], name: str) -> np.ndarray:
         wanted = ", ".join("n" if n < 0 else str(n) for n in shape)
         raise MLFFInputError(f"{name} must have the shape ({wanted}), got {array.shape}")
     return array
+
+
+def device_count(kind: str = "cuda") -> int:
+    """Number of devices of that kind: of "cuda", the GPUs that the NVIDIA driver shows; 0 without a driver."""
+    library, count = _load(library_path("libmlff.so")), c_int32()
+    _check(library, library.mlff_device_count(kind.encode(), byref(count)))
+    return count.value
 
 
 class Model:
@@ -188,6 +217,10 @@ class Model:
             )
         return species
 
+    def check_device(self, device: str) -> None:
+        """Raises what ``System(model, device)`` would: MLFFResourceError for no driver, no such GPU or no machine code for it."""
+        _check(self._library, self._library.mlff_model_supports(self._handle, device.encode()))
+
     def self_check(self, device: str = "cpu") -> Tuple[float, float]:
         """Evaluates the file's reference structures.
 
@@ -216,7 +249,7 @@ class System:
 
     Args:
         model: the model.
-        device: "cpu".
+        device: "cpu", "cuda" (the first GPU) or "cuda:1" and so on. A GPU finds neighbours by itself: set_neighbors is for the CPU.
         threads: of the CPU backend; 0 is the OpenMP default. Results are reproducible bit for bit for a fixed number.
 
     Every method raises :class:`MLFFInputError` for bad arguments, :class:`MLFFResourceError` for want of memory or of the device;
@@ -224,12 +257,13 @@ class System:
     """
 
     def __init__(self, model: Model, device: str = "cpu", threads: int = 0):
-        self.model = model
+        self.model, self.device = model, device
         self._library = model._library
         self._handle = c_void_p()
         self._exchange: Any = _EXCHANGE()
         self._exchange_failure: Optional[BaseException] = None
         self._n_local = self._n_total = 0
+        self._n_structures = 1
         self._neighbors_given = False
         _check(self._library, self._library.mlff_system_create(model._handle, device.encode(), byref(self._handle)))
         self._call("set_threads", threads)
@@ -256,6 +290,17 @@ class System:
         n_local = len(species) if n_local is None else n_local
         self._call("set_atoms", n_local, len(species), species.ctypes.data)
         self._n_local, self._n_total, self._neighbors_given = n_local, len(species), False
+        self._n_structures = 1
+
+    def set_structures(self, starts: Sequence[int]) -> None:
+        """Makes several structures of the atoms, for :meth:`compute_batch`.
+
+        Args:
+            starts: [n_structures + 1]; structure b has the atoms starts[b]:starts[b + 1]. Kept until set_atoms is called again.
+        """
+        starts = _array(starts, np.int64, (-1,), "starts")
+        self._call("set_structures", len(starts) - 1, starts.ctypes.data)
+        self._n_structures, self._neighbors_given = len(starts) - 1, False
 
     def set_images(self, originals: Sequence[int]) -> None:
         """Names the ghosts that are images of an earlier row: their features are read from there, and their results added there.
@@ -263,7 +308,8 @@ class System:
         Args:
             originals: [n_total], for each row the first row that is the same atom; kept until set_atoms is called again.
         """
-        self._call("set_images", _array(originals, np.int32, (self._n_total,), "originals").ctypes.data)
+        originals = _array(originals, np.int32, (self._n_total,), "originals")
+        self._call("set_images", originals.ctypes.data)
 
     def set_neighbors(self, offsets: Sequence[int], neighbors: Sequence[int]) -> None:
         """Sets a full neighbour list, kept until set_neighbors or set_atoms is called again.
@@ -317,22 +363,11 @@ class System:
         Raises:
             MLFFExchangeError: an exchange was needed and not set, or failed.
         """
-        shapes = {
-            "energy": (1,),
-            "atom_energy": (self._n_local,),
-            "forces": (self._n_total, 3),
-            "virial": (6,),
-            "atom_virial": (self._n_total, 6),
-        }
-        want = list(want)
-        if any(name not in shapes for name in want):
-            raise MLFFInputError(f"want must be names out of {', '.join(RESULTS)}; got {want}")
-        results: Dict[str, Any] = {name: np.empty(shapes[name]) for name in want}
-        pointers = _Results(**{name: array.ctypes.data for name, array in results.items()})
+        results, pointers = self._results(want, (6,))
         positions = _array(positions, np.float64, (self._n_total, 3), "positions")
-        if self._neighbors_given:
+        if self._neighbors_given or (self.device != "cpu" and self._n_local < self._n_total):
             if cell is not None or pbc is not None:
-                raise MLFFInputError("cell and pbc must be None when neighbours are given: periodicity is in the ghosts")
+                raise MLFFInputError("cell and pbc must be None when neighbours or ghosts are given: periodicity is in the ghosts")
             self._call("compute", positions.ctypes.data, byref(pointers))
         else:
             cell = None if cell is None else _array(cell, np.float64, (3, 3), "cell")
@@ -347,6 +382,52 @@ class System:
         if "energy" in results:
             results["energy"] = float(results["energy"][0])
         return results
+
+    def compute_batch(
+        self, positions, cells=None, pbcs=None, want: Iterable[str] = ("energy", "forces", "virial")
+    ) -> Dict[str, Any]:
+        """Evaluates the structures of set_structures: at once on a GPU, one after the other on the CPU.
+
+        Args:
+            positions: [n_total, 3] in Angstrom.
+            cells: [n_structures, 3, 3], rows are the cell vectors, or None.
+            pbcs: [n_structures, 3] periodic directions (or anything that broadcasts to it), or None for none.
+            want: names of results.
+
+        Returns:
+            as :meth:`compute`, but energy [n_structures] and virial [n_structures, 6].
+        """
+        n = self._n_structures
+        results, pointers = self._results(want, (n, 6))
+        positions = _array(positions, np.float64, (self._n_total, 3), "positions")
+        cells = None if cells is None else _array(cells, np.float64, (n, 3, 3), "cells")
+        pbcs = None if pbcs is None else np.array(np.broadcast_to(pbcs, (n, 3)), dtype=bool).astype(np.int32)
+        self._call(
+            "compute_batch",
+            positions.ctypes.data,
+            None if cells is None else cells.ctypes.data,
+            None if pbcs is None else pbcs.ctypes.data,
+            byref(pointers),
+        )
+        return results
+
+    def compute_device(self, arrays: DeviceArrays) -> None:
+        """Evaluates atoms that are in the memory of the system's GPU (``mlff_system_compute_device`` of plugin/mlff.h)."""
+        self._call("compute_device", byref(arrays))
+
+    def _results(self, want: Iterable[str], virial: Tuple[int, ...]) -> Tuple[Dict[str, Any], _Results]:
+        shapes = {
+            "energy": virial[:-1] or (1,),
+            "atom_energy": (self._n_local,),
+            "forces": (self._n_total, 3),
+            "virial": virial,
+            "atom_virial": (self._n_total, 6),
+        }
+        want = list(want)
+        if any(name not in shapes for name in want):
+            raise MLFFInputError(f"want must be names out of {', '.join(RESULTS)}; got {want}")
+        results: Dict[str, Any] = {name: np.empty(shapes[name]) for name in want}
+        return results, _Results(**{name: array.ctypes.data for name, array in results.items()})
 
     def edges(self) -> Edges:
         """The pairs of the last evaluation."""
