@@ -1,10 +1,15 @@
 """Fixtures for all tests. Structures come from structures.py, models and their float64 results from reference.py."""
 
+import os
 from pathlib import Path
 from typing import Callable
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: without a GPU Triton's kernels are interpreted
+
 from reference import random_model
 
 from mlff.painn import PaiNN

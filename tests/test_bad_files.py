@@ -195,7 +195,7 @@ HOSTILE_TENSORS = {
     "not an object": (3, "needs a dtype, a shape and an offset"),
     "no dtype": ({"shape": [1], "offset": 0}, "needs a dtype"),
     "dtype a number": ({"dtype": 1, "shape": [1], "offset": 0}, "dtype must be"),
-    "unknown dtype": ({"dtype": "f16", "shape": [1], "offset": 0}, "dtype must be"),
+    "unknown dtype": ({"dtype": "f8", "shape": [1], "offset": 0}, "dtype must be"),
     "shape a number": ({"dtype": "f32", "shape": 4, "offset": 0}, "shape must be a list"),
     "nine dimensions": ({"dtype": "f32", "shape": [1] * 9, "offset": 0}, "shape must be a list"),
     "zero": ({"dtype": "f32", "shape": [0, 4], "offset": 0}, "dimension"),
@@ -230,7 +230,7 @@ def test_hostile_tensor(case, good, tmp_path):
 
 def test_names_cannot_break_the_line(good, tmp_path):
     header, data = content_of(good)
-    header["tensors"]["two\nlines\r\x1b[31m" + "x" * 5000] = {"dtype": "f16", "shape": [1], "offset": 0}
+    header["tensors"]["two\nlines\r\x1b[31m" + "x" * 5000] = {"dtype": "f8", "shape": [1], "offset": 0}
     refused_by_both(with_header(json.dumps(header).encode(), data), "dtype must be", tmp_path)
 
 
@@ -243,6 +243,9 @@ def test_weights_that_are_not_finite(value, parts, tmp_path):
         refused_by_both(
             payload.pack(header, {**tensors, name: bad}), f'tensor "{name}" holds a number that is not finite', tmp_path
         )
+    halves = np.array([0.0, 6e-8, -65504.0, value], np.float16)
+    refused_by_both(payload.pack(header, {**tensors, "halves": halves}), 'tensor "halves" holds a number that is not finite', tmp_path)
+    assert Model(payload.pack(header, {**tensors, "halves": halves[:3]})).cutoff == 5.0
 
 
 def fields(**changes):
@@ -384,7 +387,7 @@ HOSTILE_PLANS = {
     "buffer twice": (add_buffer(name="basis", dtype="f32", rows="edges", width=21), 'buffer "basis": the name is taken'),
     "buffer named as a tensor": (add_buffer(name="embedding", dtype="f32", rows="local", width=1), "the name is taken"),
     "buffer named as an input": (add_buffer(name="gradient", dtype="f64", rows="edges", width=3), "the name is taken"),
-    "buffer dtype": (buffer_field("x1", "dtype", "f16"), "unknown dtype"),
+    "buffer dtype": (buffer_field("x1", "dtype", "f8"), "unknown dtype"),
     "buffer rows": (buffer_field("x1", "rows", "everything"), "rows must be local, total or edges"),
     "buffer rows + 1": (buffer_field("x1", "rows", "local+1"), "rows must be local, total or edges"),
     "buffer width zero": (buffer_field("x1", "width", 0), "width must be a whole number"),

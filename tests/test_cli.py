@@ -15,6 +15,8 @@ import mlff
 from mlff import cli
 from mlff.painn import save_checkpoint
 
+CPU = ["--arch", "none"]  # compiling for GPUs, which takes long, is in test_compile.py
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
@@ -28,7 +30,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model_pt(checkpoint):
     path = checkpoint.with_name("model.pt")
-    assert cli.export_main([str(checkpoint), "-o", str(path)]) == 0
+    assert cli.export_main([str(checkpoint), "-o", str(path), *CPU]) == 0
     return path
 
 
@@ -58,7 +60,7 @@ def test_pretrained():
 def test_info(model_pt, capsys):
     assert cli.main(["info", str(model_pt), "--check"]) == 0
     text = capsys.readouterr().out
-    for words in ("painn", "H C O", "5.0 Å", "16", "nobody", "water", "2.5", "no elements inside", "open cluster", "triclinic cell"):
+    for words in ("painn", "H C O", "5.0 Å", "16", "nobody", "water", "2.5", "for CPUs only", "no elements inside", "open cluster", "triclinic cell"):
         assert words in text
     assert mlff.core.Model(model_pt).sha256[:40] in text
     assert re.search(r"self-check passed: energy within \S+ eV/atom", text)
@@ -91,7 +93,7 @@ def test_damaged_model(model_pt, tmp_path, capsys):
 def test_export_with_structure(checkpoint, tmp_path, capsys):
     ase.io.write(tmp_path / "ethanol.pdb", molecule("CH3CH2OH"))
     path = tmp_path / "model.pt"
-    assert cli.export_main([str(checkpoint), "-o", str(path), "--structure", str(tmp_path / "ethanol.pdb")]) == 0
+    assert cli.export_main([str(checkpoint), "-o", str(path), "--structure", str(tmp_path / "ethanol.pdb"), *CPU]) == 0
     assert f"wrote {path}" in capsys.readouterr().out
     assert cli.main(["info", str(path)]) == 0
     assert "9 atoms, of which the model handles C2H6O" in capsys.readouterr().out
@@ -100,7 +102,7 @@ def test_export_with_structure(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize("options, kind", [([], "no elements inside"), (["--portable"], "portable, no elements inside")])
 def test_export_of_a_shipped_model(options, kind, tmp_path, capsys):
     path = tmp_path / "model.pt"
-    assert cli.export_main(["ethanol-water", "-o", str(path), *options]) == 0
+    assert cli.export_main(["ethanol-water", "-o", str(path), *CPU, *options]) == 0
     assert cli.main(["info", str(path)]) == 0
     text = capsys.readouterr().out
     assert kind in text and "SO3LR" in text and "held out" in text

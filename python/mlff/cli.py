@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -37,6 +38,16 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command.add_argument("--report", type=Path, help="HTML page to write, with its numbers as JSON beside it")
     command.set_defaults(run=_validate)
 
+    command = commands.add_parser("bench", help="time a model on this machine, by number of atoms")
+    command.add_argument("model", type=Path, help="model file")
+    command.add_argument("--output", type=Path, default=Path("bench-output"), help="folder for its files (default: %(default)s)")
+    command.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: the first GPU if there is one)')
+    command.add_argument("--sizes", type=_numbers, metavar="LIST", help="numbers of atoms, as in 21,648 (default: 10 to many)")
+    command.add_argument("--large", action="store_true", help="also a million atoms")
+    command.add_argument("--peers", metavar="CHECKPOINT", help="also time PyTorch with this checkpoint, of which the file was made")
+    command.add_argument("--seconds", type=float, default=1.0, help="for each measurement (default: %(default)s)")
+    command.set_defaults(run=_bench)
+
     command = commands.add_parser("env", help='shell commands that let LAMMPS find the pair style: eval "$(mlff env)"')
     command.set_defaults(run=_env)
 
@@ -59,6 +70,10 @@ def export_main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument(
         "--portable", action="store_true", help="write plain TorchScript that runs without mlff's operator library, but slower"
     )
+    parser.add_argument(
+        "--arch", type=_architectures, metavar="LIST",
+        help="GPUs that the file is for: compute capabilities, as in 80,90, or none (default: all, which takes about a minute)",
+    )  # fmt: skip
     parser.set_defaults(run=_export)
     return _run(parser, arguments)
 
@@ -76,16 +91,53 @@ def _run(parser: argparse.ArgumentParser, arguments: Optional[List[str]]) -> int
         return 130
 
 
+def _architectures(text: str) -> Tuple[int, ...]:
+    """"80,90", or "none"; compute capabilities may have a point, as in 9.0."""
+    from .compile import check_architectures
+
+    if text == "none":
+        return ()
+    try:
+        numbers = tuple(int(word.replace(".", "")) for word in text.split(","))
+        check_architectures(numbers)
+    except ValueError as e:
+        wrong = f"{text!r} is neither a list of compute capabilities, as in 80,90, nor none"
+        raise argparse.ArgumentTypeError(str(e) if "architecture" in str(e) else wrong) from None
+    return numbers
+
+
+def _numbers(text: str) -> List[int]:
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers above zero, as in 21,648")
+    return numbers
+
+
 # ---- the commands ------------------------------------------------------------------------------------------------------
 
 
 def _export(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from . import compile
     from .export import export
 
     if options.structure and not options.structure.is_file():
         raise FileNotFoundError(f"{options.structure}: no such structure file")
-    path = export(options.model, options.output, structure=options.structure, portable=options.portable)
-    print(f"wrote {path} ({_size(path.stat().st_size)})")
+    if options.arch is None and not compile.available():
+        print(f"Triton is not installed, so the file will serve CPUs only; for GPUs: {compile.HOW_TO_GET_TRITON}")
+    start = time.perf_counter()
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("compiling for GPUs", total=None)
+        path = export(
+            options.model, options.output, structure=options.structure, portable=options.portable, architectures=options.arch,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    print(f"wrote {path} ({_size(path.stat().st_size)}, {time.perf_counter() - start:.1f} s)")
     return 0
 
 
@@ -113,7 +165,7 @@ def _info(options: argparse.Namespace) -> int:
 def _model_rows(path: Path, size: int, header: Dict[str, Any], tensors: Dict[str, Any]) -> Iterator[Tuple[str, str]]:
     from ase.data import chemical_symbols
 
-    weights = sum(t.size for name, t in tensors.items() if not name.startswith("reference."))
+    weights = sum(t.size for name, t in tensors.items() if not name.startswith(("reference.", "gpu.", "cuda.")))
     yield "file", f"{path}, {_size(path.stat().st_size)}"
     yield "content", f"{_size(size)}, SHA-256 {header['sha256']}"
     yield "architecture", header["architecture"]
@@ -123,9 +175,21 @@ def _model_rows(path: Path, size: int, header: Dict[str, Any], tensors: Dict[str
         if key not in ("species", "cutoff"):
             yield key, str(value)
     yield "numbers", f"{weights} in {header['precision']}"
-    yield "plans", ", ".join(f"{name} ({len(plan['stages'])} stages)" for name, plan in header["plans"].items())
+    yield "plans", ", ".join(header["plans"])
+    yield "machine code", _machine_code(header["plans"], tensors)
     yield "written by", f"mlff {header['mlff_version']}"
     yield "TorchForce", _baked(path, header["atomic_numbers"])
+
+
+def _machine_code(plans: Dict[str, Any], tensors: Dict[str, Any]) -> str:
+    sizes: Dict[str, int] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("cuda."):
+            architecture = name.split(".")[1]
+            sizes[architecture] = sizes.get(architecture, 0) + tensor.nbytes
+    if not sizes:
+        return "none: for CPUs only"
+    return f"{len(plans['cuda']['kernels'])} kernels: " + ", ".join(f"{key} {_size(size)}" for key, size in sorted(sizes.items()))
 
 
 def _baked(path: Path, known: Sequence[int]) -> str:
@@ -213,6 +277,16 @@ def _validate(options: argparse.Namespace) -> int:
     if not options.structures.is_file():
         raise FileNotFoundError(f"{options.structures}: no such file of structures")
     return 0 if validate(options.model, options.structures, report=options.report).passed else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench import bench
+
+    bench(
+        options.model, options.output, device=options.device, sizes=options.sizes, large=options.large, peers=options.peers,
+        seconds=options.seconds,
+    )  # fmt: skip
+    return 0
 
 
 def _env(options: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """From a checkpoint to ``model.pt``: the plan, the weights as the kernels want them, and reference structures."""
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import ase.io
 import numpy as np
@@ -9,11 +9,11 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 
-from . import __version__, payload
+from . import __version__, compile, payload
 from .message import message_first_weights, source_features
 from .neighbors import find_neighbors
 from .painn import PaiNN, energy_and_gradient, forces_and_virial, load_checkpoint, read_record
-from .plan import cpu_plan
+from .plan import HALVES_SCALE, CudaSizes, cuda_tensor_dtypes, cpu_plan, cuda_plan
 
 
 def plan_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
@@ -28,6 +28,66 @@ def plan_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
     tensors["pair_table"] = model.pair_table.numpy().astype(np.float64).reshape(-1, 3)
     tensors["cutoff"] = np.array([config.cutoff], dtype=np.float64)
     return tensors
+
+
+def cuda_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
+    """Weights of a float64 model as the GPU kernels want them: padded to powers of two (mlff.plan.CudaSizes), matrices as pairs of halves
+    (dense_triton.py).
+
+    Added features are zero throughout: their weights, biases and embeddings are.
+
+    Raises:
+        ValueError: a weight too large for that.
+    """
+    sizes, config = CudaSizes.of(model.config), model.config
+    f, full = config.features, sizes.features
+
+    def padded(t: torch.Tensor, *shape: int) -> np.ndarray:
+        """To that shape: along each dimension blocks of f numbers become blocks of ``full`` (those of the readout half as many)."""
+        t = t.detach()
+        for axis, size in enumerate(shape):
+            if t.shape[axis] != size:
+                blocks = max(1, size // full)
+                parts = t.unflatten(axis, (blocks, -1))
+                wanted = [*parts.shape[: axis + 1], size // blocks, *parts.shape[axis + 2 :]]
+                grown = parts.new_zeros(wanted)
+                grown.narrow(axis + 1, 0, parts.shape[axis + 1]).copy_(parts)
+                t = grown.flatten(axis, axis + 1)
+        return t.numpy()
+
+    def more_rows(t: torch.Tensor, rows: int) -> torch.Tensor:
+        return torch.nn.functional.pad(t.detach(), (0, 0, 0, rows - len(t)))
+
+    def halves(name: str, matrix: np.ndarray) -> np.ndarray:
+        """[2 K, N]: hi above lo."""
+        scaled = (matrix * HALVES_SCALE).astype(np.float32)
+        if np.abs(scaled).max() > np.finfo(np.float16).max:
+            raise ValueError(f"{name} has a weight of {np.abs(matrix).max():.3g}; the GPU kernels take at most {65504 / HALVES_SCALE:g}")
+        hi = scaled.astype(np.float16)
+        return np.concatenate([hi, (scaled - hi.astype(np.float32)).astype(np.float16)])
+
+    first = model.layers[0]
+    q_s, q_v = message_first_weights(source_features(model.embedding, **first.source), first.filter)
+    weights = {"gpu.embedding": padded(model.embedding, len(config.species), full)}
+    for index, layer in enumerate(model.layers):
+        w, u = f"gpu.layers.{index}.", layer.update
+        if index == 0:
+            weights[w + "q_s"] = padded(more_rows(q_s, sizes.moments), sizes.moments, full)
+            weights[w + "q_v"] = padded(more_rows(q_v, sizes.moments), sizes.moments, full)
+            weights[w + "q_vu"] = padded(more_rows(q_v @ u["vu"], sizes.moments), sizes.moments, 2 * full)
+        else:
+            for name, shape in (("w1", (full, full)), ("b1", (full,)), ("w2", (full, 3 * full)), ("b2", (3 * full,))):
+                weights[w + "source." + name] = padded(layer.source[name], *shape)
+            weights[w + "filter"] = padded(more_rows(layer.filter, sizes.basis_block), sizes.basis_block, 3 * full)
+        for name, shape in (("vu", (full, 2 * full)), ("w1", (2 * full, full)), ("b1", (full,)), ("w2", (full, 3 * full)), ("b2", (3 * full,))):
+            weights[w + "update." + name] = padded(u[name], *shape)
+    r, m = model.readout, sizes.readout
+    weights["gpu.readout.w1"] = padded(r["w1"], full, m)
+    for name in ("b1", "w2"):
+        weights["gpu.readout." + name] = padded(r[name], m)
+    weights["gpu.readout.b2"] = r["b2"].detach().numpy().reshape(1)
+    dtypes = cuda_tensor_dtypes(config)
+    return {name: halves(name, t) if dtypes[name] == "f16" else t.astype(np.float32) for name, t in weights.items()}
 
 
 def reference_structures(species: List[str]) -> List[Atoms]:
@@ -70,18 +130,33 @@ def reference_tensors(model: PaiNN, structures: List[Atoms]) -> Dict[str, np.nda
     return tensors
 
 
-def build_payload(model: PaiNN, provenance: Optional[Dict[str, Any]] = None) -> bytes:
+def build_payload(
+    model: PaiNN,
+    provenance: Optional[Dict[str, Any]] = None,
+    architectures: Sequence[int] = (),
+    progress: Optional[Callable[[int, int], None]] = None,
+) -> bytes:
     """The bytes that describe a model completely (docs/file-format.md).
 
     Args:
         model: any precision; it is rounded to float32, and left as it was.
         provenance: training record, any JSON values.
+        architectures, progress: of the GPUs that the payload is for, as in :func:`mlff.compile.compile_plan`; none: it is for CPUs.
+
+    Raises:
+        ValueError, ImportError, mlff.compile.CompileError: as compile_plan and cuda_tensors raise them.
     """
     config = model.config
     rounded = PaiNN(config)
     rounded.load_state_dict(model.state_dict())
     rounded.double()
     structures = reference_structures(list(config.species))
+    plans, tensors = {"cpu": cpu_plan(config).to_dict()}, {**plan_tensors(rounded), **reference_tensors(rounded, structures)}
+    if architectures:
+        plan = cuda_plan(config)
+        kernels, code = compile.compile_plan(plan, architectures, progress)
+        plans["cuda"] = {**plan.to_dict(), "kernels": kernels}
+        tensors.update({**cuda_tensors(rounded), **code})
     header = {
         "architecture": "painn",
         "config": {"species": list(config.species), "features": config.features, "layers": config.layers,
@@ -93,12 +168,19 @@ def build_payload(model: PaiNN, provenance: Optional[Dict[str, Any]] = None) -> 
         "mlff_version": __version__,
         "provenance": provenance or {},
         "references": [{"name": a.info["name"], "prefix": f"reference.{k}"} for k, a in enumerate(structures)],
-        "plans": {"cpu": cpu_plan(config).to_dict()},
+        "plans": plans,
     }
-    return payload.pack(header, {**plan_tensors(rounded), **reference_tensors(rounded, structures)})
+    return payload.pack(header, tensors)
 
 
-def export(model, output, structure=None, portable: bool = False) -> Path:
+def export(
+    model,
+    output,
+    structure=None,
+    portable: bool = False,
+    architectures: Optional[Sequence[int]] = None,
+    progress: Optional[Callable[[int, int], None]] = None,
+) -> Path:
     """Writes ``model.pt``.
 
     Args:
@@ -107,15 +189,23 @@ def export(model, output, structure=None, portable: bool = False) -> Path:
         structure: file readable by ASE, or ase.Atoms; its elements are baked in, which TorchForce needs because it passes
             positions only.
         portable: write a forward in plain TorchScript that needs no operator library (slower).
+        architectures: of the GPUs that the file is for, out of mlff.compile.ARCHITECTURES, () for none. By default all of them if
+            Triton is installed, else none. Compiling takes about a minute on two cores; a file for CPUs is written at once.
+        progress: called with the numbers of finished and of all compilations.
 
     Returns:
         the path written.
 
     Raises:
-        FileNotFoundError, ValueError: no such model, not a checkpoint, an element that the model does not know.
+        FileNotFoundError, ValueError: no such model, not a checkpoint, an element that the model does not know, no such
+            architecture.
+        ImportError: architectures are asked for, and Triton is missing.
+        mlff.compile.CompileError: a kernel does not compile.
     """
     from . import pretrained, torchscript
 
+    if architectures is None:
+        architectures = compile.ARCHITECTURES if compile.available() else ()
     path = Path(model) if Path(model).is_file() or Path(model).suffix else pretrained(str(model))
     student = load_checkpoint(path)
     numbers = None
@@ -128,5 +218,8 @@ def export(model, output, structure=None, portable: bool = False) -> Path:
             )
         numbers = atoms.numbers
     output = Path(output)
-    torchscript.save(build_payload(student, read_record(path)), output, atomic_numbers=numbers, portable=portable)
+    if not output.parent.is_dir():  # said before the kernels are compiled, not after
+        raise FileNotFoundError(f"{output}: the folder {output.parent} does not exist")
+    data = build_payload(student, read_record(path), architectures, progress)
+    torchscript.save(data, output, atomic_numbers=numbers, portable=portable)
     return output

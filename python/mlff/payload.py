@@ -13,7 +13,7 @@ import numpy as np
 MAGIC = b"MLFF\x89PAYLOAD\r\n\x1a\n"
 VERSION = 1
 _HEAD = struct.Struct("<16sIIQQ32s")
-_DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64, "u8": np.uint8}
+_DTYPES = {"f32": np.float32, "f64": np.float64, "i32": np.int32, "i64": np.int64, "u8": np.uint8, "f16": np.float16}
 _ALIGN = 64
 _MAX_NESTING = 32  # of the header; ours has five levels
 _MAX_OCCURRENCES = 64  # of the magic: bounds the time that a hostile file can take
@@ -24,14 +24,17 @@ class PayloadError(ValueError):
 
 
 def pack(header: Dict[str, Any], tensors: Dict[str, np.ndarray]) -> bytes:
-    """Serialises a header (JSON values) and named arrays of the dtypes above."""
+    """Serialises a header (JSON values) and named arrays of the dtypes above. What is equal byte by byte is stored once."""
     names = {np.dtype(v): k for k, v in _DTYPES.items()}
-    index, data = {}, bytearray()
+    index, data, offsets = {}, bytearray(), {}
     for name, array in tensors.items():
         array = np.asarray(array)
-        data.extend(b"\0" * (-len(data) % _ALIGN))
-        index[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "offset": len(data)}
-        data.extend(np.ascontiguousarray(array).tobytes())
+        content = np.ascontiguousarray(array).tobytes()
+        if content not in offsets:
+            data.extend(b"\0" * (-len(data) % _ALIGN))
+            offsets[content] = len(data)
+            data.extend(content)
+        index[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "offset": offsets[content]}
     text = json.dumps({**header, "tensors": index}).encode()
     text += b" " * (-(_HEAD.size + len(text)) % _ALIGN)
     content = text + bytes(data)
@@ -158,7 +161,7 @@ def _tensors(header: Any, data: bytes) -> Dict[str, np.ndarray]:
         size = count * np.dtype(_DTYPES[dtype]).itemsize
         _require(offset + size <= len(data), f"{what}: bytes {offset} to {offset + size} lie outside the data ({len(data)} bytes)")
         tensors[key] = np.frombuffer(data, _DTYPES[dtype], count=count, offset=offset).reshape(shape)
-        if dtype in ("f32", "f64"):
+        if dtype in ("f16", "f32", "f64"):
             _require(bool(np.isfinite(tensors[key]).all()), f"{what} holds a number that is not finite")
     return tensors
 

@@ -1,6 +1,7 @@
 """The plan: which kernels run in which order on which buffers (format in docs/file-format.md, kernels in docs/kernels.md)."""
 
-from typing import Any, Dict, List
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Optional
 
 from .painn import PaiNNConfig
 
@@ -69,3 +70,279 @@ def cpu_plan(config: PaiNNConfig) -> Plan:
             plan.stage("source_features_backward", ["g_x", f"s{layer - 1}", *source, g], backward=True)
     plan.stage("repulsion_backward", ["species", *EDGE, "distance", "unit", "pair_table", "gradient"], backward=True)
     return plan
+
+
+# Arrays and scalars that the CUDA backend provides (docs/cuda.md).
+CUDA_INPUTS = {
+    "counts": "i32", "positions": "f64", "elements": "i32", "structure": "i32", "starts": "i32", "boxes": "f64", "images": "i32",
+    "rebuild": "i32", "flags": "i32", "energies": "f64", "virials": "f64", "atom_energy": "f64", "forces": "f64", "atom_virial": "f64",
+    "status": "i32", "units": "f64", "caller_atoms": "i32", "caller_energy": "f64",
+}
+CUDA_SCALARS = ("edge_capacity", "candidate_capacity", "bin_capacity")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a Triton kernel is compiled.
+
+    Attributes:
+        function: the ``@triton.jit`` function; its parameters are the stage's args in order, then the constants.
+        constants: values of its ``tl.constexpr`` parameters.
+        warps, stages: Triton's num_warps and num_stages.
+        types: of the args ("f32*", "i32"), known once a stage has used the kernel.
+    """
+
+    function: Callable
+    constants: Dict[str, Any]
+    warps: int = 4
+    stages: int = 2
+    types: List[str] = field(default_factory=list)
+
+
+class CudaPlan:
+    """Collects the plan of the CUDA backend. Stages name launches, which carry the functions to be compiled."""
+
+    def __init__(self, tensors: Dict[str, str]):
+        """tensors: dtype of each tensor of the payload that stages may name."""
+        self._dtypes = {**tensors, **CUDA_INPUTS}
+        self.buffers: List[Dict[str, Any]] = []
+        self.launches: Dict[str, Launch] = {}
+        self.search: Dict[str, List[Dict[str, Any]]] = {}
+        self.schedules: List[Dict[str, Any]] = []
+        self.arrays: Dict[str, Any] = {}  # import and export of arrays that are on the device
+
+    def buffer(self, name: str, rows: str, width: int, dtype: str = "f32") -> str:
+        self.buffers.append({"name": name, "dtype": dtype, "rows": rows, "width": width})
+        self._dtypes[name] = dtype
+        return name
+
+    def launch(self, name: str, function: Callable, warps: int = 4, stages: int = 2, **constants) -> str:
+        """Declares a kernel under a name that begins with the function's: ``message.small``."""
+        self.launches[name] = Launch(function, constants, warps, stages)
+        return name
+
+    def stage(self, launch: str, args: List[str], grid: List[Any], kind: str = "forward", dtypes: Optional[Dict[str, str]] = None):
+        """One stage: grid is [rows, rows per block, programs per block]; kind is the pass. dtypes: of args without one of their own."""
+        types = ["i32" if a in CUDA_SCALARS else {**self._dtypes, **(dtypes or {})}[a] + "*" for a in args]
+        known = self.launches[launch].types
+        if not known:
+            known.extend(types)
+        if known != types:
+            raise ValueError(f"kernel {launch} is compiled for {known}; a stage passes {types}")
+        return {"kernel": launch, "pass": kind, "args": args, "grid": grid}
+
+    def to_dict(self) -> Dict[str, Any]:
+        """The plan of docs/cuda.md, but for its kernels, which mlff.compile makes."""
+        return {"buffers": self.buffers, "search": self.search, "schedules": self.schedules, **self.arrays}
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """The smallest power of two that is at least n and ``least``."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class CudaSizes:
+    """Sizes of the GPU kernels, which want powers of two: features and columns that are added are zero and change nothing.
+
+    Attributes: features; hidden units of the readout; rows of the basis in a filter (K) and what they are rounded up to (KB); columns of the
+    moments, S K, rounded up; number of elements.
+    """
+
+    features: int
+    readout: int
+    basis: int
+    basis_block: int
+    moments: int
+    species: int
+
+    @staticmethod
+    def of(config: PaiNNConfig) -> "CudaSizes":
+        f, k, s = power_of_two(config.features, 32), config.n_radial + 1, len(config.species)
+        return CudaSizes(f, f // 2, k, power_of_two(k, 16), -(-s * k // 16) * 16, s)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Block sizes of a product: rows of a program, columns and depth of one product, Triton's num_warps and num_stages."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int = 2
+
+    def constants(self, features: int) -> Dict[str, int]:
+        return {"BM": self.rows, "BC": min(self.columns, features), "BK": min(self.depth, features)}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Block sizes of all kernels between search and forces, as measured (docs/performance.md).
+
+    Attributes:
+        name: of the kernels.
+        layers, layers_backward: of kernels with a hidden layer, which a program needs whole.
+        products: of those without.
+        spread: whether the columns of a block of rows are divided among programs, for few atoms.
+        tile: rows that a program of the message kernels treats one after the other.
+        edges, edge_warps: of a block of edges in the radial kernel.
+    """
+
+    name: str
+    layers: Blocks
+    layers_backward: Blocks
+    products: Blocks
+    spread: bool
+    tile: int
+    edges: int
+    edge_warps: int
+
+
+HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves (WEIGHT_SCALE of dense_triton.py)
+SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
+SMALL = Schedule("small", Blocks(16, 32, 128, 8), Blocks(16, 32, 128, 8), Blocks(16, 32, 128, 4), spread=True, tile=1, edges=32, edge_warps=4)
+LARGE = Schedule("large", Blocks(64, 32, 32, 4), Blocks(32, 64, 32, 4), Blocks(32, 64, 64, 4), spread=False, tile=8, edges=16, edge_warps=2)
+CHANNELS, EDGES = 16, 16  # of a program of the message kernels
+
+
+def cuda_plan(config: PaiNNConfig) -> CudaPlan:
+    """Plan of the CUDA backend: one description, two schedules that differ in block sizes (docs/cuda.md)."""
+    from . import forces_triton, neighbors_triton
+
+    sizes = CudaSizes.of(config)
+    f, n = sizes.features, config.layers
+    plan = CudaPlan(cuda_tensor_dtypes(config))
+    for name, width, dtype in (("basis", 2 * sizes.basis_block, "f16"), ("slope", 2 * sizes.basis_block, "f16"), ("phase", 4, "f32"), ("repulsion_slope", 1, "f32"), ("gradient", 4, "f32")):
+        plan.buffer(name, "edges", width, dtype)
+    neighbors_triton.search_buffers(plan)
+    if n > 1:
+        plan.buffer("pair_gradient", "edges", 4 * f // CHANNELS)
+        plan.buffer("g_x", "local", 3 * f)
+    for name, width in (("moments", 4 * sizes.moments), ("g_moments", 4 * sizes.moments), ("s_mid", f), ("v_mid", 3 * f), ("norm", f), ("dot", f),
+                        ("s0", f), ("s1", f), ("g_pq", 6 * f)):
+        plan.buffer(name, "local", width)
+    for name in ("repulsion_energy", "row_energy"):
+        plan.buffer(name, "local", 1, "f64")
+    for name in ("g0", "g1"):
+        plan.buffer(name, "total", 4 * f)
+    for layer in range(n):
+        for name, width in (("pq", 6 * f), ("hidden", f), ("gates", 2 * f)):
+            plan.buffer(f"{name}{layer}", "local", width)
+        if layer > 0:
+            plan.buffer(f"x{layer}", "total", 5 * f)
+            for name, width in (("x_vv", f), ("source_hidden", f), ("v", 3 * f)):
+                plan.buffer(f"{name}{layer}", "local", width)
+    search = neighbors_triton.search_stages(plan)
+    plan.search = search
+    plan.schedules = [
+        {"max_rows": SMALL_ROWS, "stages": _cuda_stages(plan, config, sizes, SMALL) + forces_triton.force_stages(plan)},
+        {"max_rows": None, "stages": _cuda_stages(plan, config, sizes, LARGE) + forces_triton.force_stages(plan, large=True)},
+    ]
+    plan.arrays = forces_triton.export_import_stages(plan)
+    return plan
+
+
+def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule: Schedule) -> List[Dict[str, Any]]:
+    """Everything between search and forces."""
+    from . import filter_triton, message_triton, readout_triton, update_triton
+
+    f, n, sk = sizes.features, config.layers, sizes.moments
+    stages: List[Dict[str, Any]] = []
+
+    def add(launch, args: List[str], backward: bool = False) -> None:
+        name, grid = launch
+        stages.append(plan.stage(name, args, grid, "backward" if backward else "forward"))
+
+    def launch(function: Callable, grid: List[Any], warps: int, suffix: str = "", stages: int = 3, **constants):
+        name = f"{function.__name__}{suffix}.{schedule.name}"
+        plan.launch(name, function, warps=warps, stages=stages, **constants)
+        return name, grid
+
+    def layer_kernel(function: Callable, blocks: Blocks, suffix: str = "", **more):
+        """With a hidden layer: a program has all columns, or a part of them and computes the hidden layer again."""
+        constants = blocks.constants(f)
+        columns = constants["BC"] if schedule.spread else f
+        grid = ["local", blocks.rows, f // columns]
+        return launch(function, grid, blocks.warps, suffix, blocks.stages, F=f, BN=columns, EXIT=not schedule.spread, **constants, **more)
+
+    def product_kernel(function: Callable, suffix: str = "", width: int = f, columns: int = 0, **more):
+        b = schedule.products
+        constants = {"F": f, "BM": b.rows, "BN": columns or min(b.columns, f), "BK": min(b.depth, f), "EXIT": not schedule.spread, **more}
+        return launch(function, ["local", b.rows, width // constants["BN"]], b.warps, suffix, b.stages, **constants)
+
+    def message_kernel(function: Callable, suffix: str = "", **more):
+        constants = {"F": f, "KB": sizes.basis_block, "TILE": schedule.tile, "C": CHANNELS, "BE": EDGES, **more}
+        return launch(function, ["local", schedule.tile, f // CHANNELS], 1, suffix, **constants)
+
+    edge = {"KB": sizes.basis_block, "SKP": sk, "K": sizes.basis}
+    rows = ["edge_count", "neighbors", "geometry"]
+    radial = launch(filter_triton.radial, ["local", 1, 1], schedule.edge_warps, S=sizes.species, ROWS=power_of_two(4 * sizes.species, 16), LINE=64,
+                    BE=schedule.edges, **edge)
+    add(radial, ["counts", "species", *rows, "distance", "cutoff", "pair_table", "phase", "basis", "slope", "moments", "repulsion_energy",
+                 "repulsion_slope", "edge_capacity"])
+    first = product_kernel(message_triton.message_first, SKP=sk, BK=16)
+    mix = product_kernel(update_triton.update_mix)
+    update = layer_kernel(update_triton.update, schedule.layers, LAST=False)
+    update_last = layer_kernel(update_triton.update, schedule.layers, ".last", LAST=True)
+    source = layer_kernel(message_triton.source_features, schedule.layers)
+    message = message_kernel(message_triton.message)
+    for layer in range(n):
+        w = f"gpu.layers.{layer}."
+        mid = ["s_mid", "v_mid"]
+        mixed = [f"pq{layer}", "norm", "dot"]
+        if layer == 0:
+            add(first, ["counts", "moments", "species", "gpu.embedding", w + "q_s", w + "q_v", w + "q_vu", *mid, *mixed])
+        else:
+            x, s, v = f"x{layer}", f"s{(layer - 1) % 2}", f"v{layer}"
+            source_weights = [w + f"source.{p}" for p in ("w1", "b1", "w2", "b2")]
+            add(source, ["counts", s, v, *source_weights, x, f"x_vv{layer}", f"source_hidden{layer}"])
+            stages.append({"kernel": "exchange", "pass": "forward", "args": [x]})
+            add(message, ["counts", x, s, v, w + "filter", *rows, "basis", *mid, "edge_capacity"])
+            add(mix, ["counts", "v_mid", w + "update.vu", *mixed])
+        last = layer == n - 1
+        weights = [w + f"update.{p}" for p in ("w1", "b1", "w2", "b2")]
+        v_out = f"v{layer + 1}" if not last else "g_pq"  # the last layer writes none
+        add(update_last if last else update, ["counts", *mid, *mixed, *weights, f"s{layer % 2}", v_out, f"hidden{layer}", f"gates{layer}"])
+    b = schedule.products
+    read = launch(readout_triton.readout, ["local", b.rows, 1], b.warps, F=f, M=sizes.readout, BM=b.rows, BK=min(b.depth, f), EXIT=not schedule.spread)
+    weights = [f"gpu.readout.{p}" for p in ("w1", "b1", "w2", "b2")]
+    add(read, ["counts", f"s{(n - 1) % 2}", "species", *weights, "shift", "repulsion_energy", "row_energy", "g0"])
+
+    # Gradients go from g0 to g1 through an update and back to g0 through a message layer.
+    back = layer_kernel(update_triton.update_backward, schedule.layers_backward, LAST=False)
+    back_last = layer_kernel(update_triton.update_backward, schedule.layers_backward, ".last", LAST=True)
+    mix_back = product_kernel(update_triton.update_mix_backward, LAST=False)
+    mix_back_last = product_kernel(update_triton.update_mix_backward, ".last", LAST=True)
+    source_back = layer_kernel(message_triton.source_features_backward, schedule.layers)
+    message_back = message_kernel(message_triton.message_backward, ADD=False)
+    message_add = message_kernel(message_triton.message_backward, ".add", ADD=True)
+    first_back = product_kernel(message_triton.message_first_backward, width=sk, columns=16, ONLY=n == 1, SKP=sk)
+    gradient = launch(message_triton.edge_gradient, ["local", 1, 1], 4, SLICES=f // CHANNELS if n > 1 else 0, BE=32, **edge)
+    for layer in reversed(range(n)):
+        w, last = f"gpu.layers.{layer}.", layer == n - 1
+        kept = [f"pq{layer}", f"hidden{layer}", f"gates{layer}", w + "update.w1", w + "update.w2"]
+        add(back_last if last else back, ["counts", "g0", *kept, "g1", "g_pq"], backward=True)
+        if layer > 0:
+            add(mix_back_last if last else mix_back, ["counts", "g0", "g_pq", w + "update.vu", "g1"], backward=True)
+            stages.append({"kernel": "exchange", "pass": "backward", "args": ["g1"]})
+            own = [f"x{layer}", f"x_vv{layer}", f"v{layer}"]
+            add(message_back if last else message_add, ["counts", "g1", *own, w + "filter", *rows, "basis", "slope", "g_x", "g0", "pair_gradient",
+                                                        "edge_capacity"], backward=True)
+            add(source_back, ["counts", "g1", "g_x", f"source_hidden{layer}", w + "source.w1", w + "source.w2", "g0"], backward=True)
+    w = "gpu.layers.0."
+    add(first_back, ["counts", "g1", "g0", "g_pq", w + "q_s", w + "q_v", w + "q_vu", "g_moments"], backward=True)
+    add(gradient, ["counts", "species", *rows, "basis", "slope", "g_moments", "pair_gradient" if n > 1 else "gradient", "repulsion_slope", "gradient",
+                   "edge_capacity"], backward=True)
+    return stages
+
+
+def cuda_tensor_dtypes(config: PaiNNConfig) -> Dict[str, str]:
+    """Names and dtypes of the tensors that the CUDA plan uses (mlff.export.cuda_tensors makes them): matrices are pairs of halves."""
+    names = {"cutoff": "f64", "pair_table": "f64", "shift": "f64", "gpu.embedding": "f32"}
+    for layer in range(config.layers):
+        w = f"gpu.layers.{layer}."
+        inputs = ["q_s", "q_v", "q_vu"] if layer == 0 else ["filter", *(f"source.{p}" for p in ("w1", "b1", "w2", "b2"))]
+        for p in (*inputs, *(f"update.{p}" for p in ("vu", "w1", "b1", "w2", "b2"))):
+            names[w + p] = "f32" if p.endswith(("b1", "b2")) else "f16"
+    return {**names, "gpu.readout.w1": "f16", **{f"gpu.readout.{p}": "f32" for p in ("b1", "w2", "b2")}}

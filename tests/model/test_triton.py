@@ -1,0 +1,207 @@
+"""The GPU kernels as the plan runs them: every stage against the plain PyTorch functions in float64, then whole models.
+
+Under Triton's interpreter on a machine without a GPU, compiled on one with.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from plan_runner import PlanRunner
+from reference import random_model, reference
+from structures import structure
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from mlff.export import cuda_tensors, plan_tensors  # noqa: E402
+from mlff.filter import radial_basis  # noqa: E402
+from mlff.message import (  # noqa: E402
+    message, message_backward, message_first, message_first_weights, source_features, source_features_backward,
+)
+from mlff.plan import SMALL_ROWS, cuda_plan  # noqa: E402
+from mlff.readout import readout, readout_backward  # noqa: E402
+from mlff.repulsion import repulsion  # noqa: E402
+from mlff.update import update, update_backward  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+RELATIVE = 3e-6  # of the largest number of an array: float32 with a few hundred terms
+
+
+def runner(model, atoms, search="dense", schedule=0, starts=None, n_local=None, **capacities):
+    m64 = copy.deepcopy(model).double()
+    r = PlanRunner(cuda_plan(model.config), {**plan_tensors(m64), **cuda_tensors(m64)}, model.config.cutoff, DEVICE, search, schedule)
+    known = model.config.atomic_numbers
+    species = [known.index(z) if z in known else -1 for z in atoms.numbers]
+    r.set_atoms(species, n_local=n_local, starts=starts, **{"edge_capacity": 64, "candidate_capacity": 512, **capacities})
+    return r
+
+
+def close(found, expected, name):
+    found, expected = np.asarray(found, dtype=float), np.asarray(expected, dtype=float)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=RELATIVE * max(1e-3, np.abs(expected).max(initial=0)), err_msg=name)
+
+
+@pytest.mark.parametrize("name, schedule", [("ethanol", 0), ("small_cell", 1)])
+def test_every_stage(name, schedule):
+    model, atoms = random_model(32, 3), structure(name)
+    config, n, f = model.config, len(structure(name)), 32
+    r = runner(model, atoms, schedule=schedule)
+    r.compute(atoms.positions, atoms.cell.array, atoms.pbc)  # once before, so that nothing depends on buffers being zero
+    a = r.arrays
+    buffer = lambda key: a[key].cpu().double()[:n]  # noqa: E731
+    m = copy.deepcopy(model).double()
+    r.run(r.dict["search"]["dense"])
+
+    count, cap = a["edge_count"].cpu()[:n].long(), r.scalars["edge_capacity"]
+    i = torch.repeat_interleave(torch.arange(n), count)
+    e = i * cap + torch.cat([torch.arange(c) for c in count])
+    j = a["neighbors"].cpu()[e].long()
+    edges = torch.stack([i, j])
+    unit, d = a["geometry"].cpu().double()[e, :3], a["distance"].cpu()[e]
+    species = m.species_index(torch.from_numpy(atoms.numbers))
+    basis, slope = radial_basis(d, config.cutoff, config.n_radial)
+    reverse = a["slot"].cpu()[j * r.scalars["candidate_capacity"] + a["reverse"].cpu()[e].long()].long() + j * cap
+    at = {int(x): k for k, x in enumerate(e)}
+    reverse = torch.tensor([at[int(x)] for x in reverse])
+
+    def halves(key):
+        both = a[key].cpu().double()[e]
+        block = both.shape[1] // 2
+        return (both[:, :block] + both[:, block:])[:, : config.n_radial + 1]
+
+    first = m.layers[0]
+    q_s, q_v = message_first_weights(source_features(m.embedding, **first.source), first.filter)
+    states, x, layer, seen, in_layer = [], {}, 0, set(), None
+    g_s = g_v = None
+    pair = torch.zeros(len(e), 4, dtype=torch.float64)
+    for stage in r.dict["schedules"][schedule]["stages"]:
+        if stage["pass"] == "energy" or stage["kernel"] == "exchange":
+            continue
+        r.run([stage])
+        kernel = stage["kernel"].split(".")[0]
+        seen.add(kernel)
+        if kernel == "radial":
+            close(halves("basis"), basis, kernel)
+            close(halves("slope"), slope, kernel)
+            energy, derivative = repulsion(d, m.pair_table[species[i], species[j]])
+            close(buffer("repulsion_energy"), torch.zeros(n, dtype=torch.float64).index_add(0, i, energy), kernel)
+            close(a["repulsion_slope"].cpu()[e], derivative, kernel)
+        elif kernel in ("message_first", "message"):
+            if kernel == "message_first":
+                in_layer = message_first(m.embedding, q_s, q_v, species, edges, unit, basis)
+            else:
+                in_layer = message(x[layer], v, s, edges, unit, basis, m.layers[layer].filter)
+            close(buffer("s_mid"), in_layer[0], kernel)
+            close(buffer("v_mid"), in_layer[1].reshape(n, -1), kernel)
+            states.append(in_layer)
+        if kernel in ("message_first", "update_mix"):
+            p, q = torch.chunk(in_layer[1] @ m.layers[layer].update["vu"], 2, dim=-1)
+            close(buffer(f"pq{layer}"), torch.cat([p.reshape(n, -1), q.reshape(n, -1)], 1), kernel)
+            close(buffer("norm"), torch.sqrt((p * p).sum(1) + 1e-8), kernel)
+            close(buffer("dot"), (p * q).sum(1), kernel)
+        elif kernel == "update":
+            s, v = update(*in_layer, **m.layers[layer].update)
+            close(buffer(f"s{layer % 2}"), s, kernel)
+            layer += 1
+            if layer < config.layers:
+                close(buffer(f"v{layer}"), v.reshape(n, -1), kernel)
+        elif kernel == "source_features":
+            x[layer] = source_features(s, **m.layers[layer].source)
+            sent = torch.cat([x[layer][:, : 2 * f], (x[layer][:, None, 2 * f:] * v).reshape(n, -1)], 1)
+            close(buffer(f"x{layer}"), sent, kernel)
+            states.append((s, v))
+        elif kernel == "readout":
+            ro = m.readout
+            close(buffer("row_energy"), readout(s, **ro) + m.shift[species] + buffer("repulsion_energy"), kernel)
+            g_s, g_v = readout_backward(s, ro["w1"], ro["b1"], ro["w2"]), torch.zeros_like(v)
+            close(buffer("g0")[:, :f], g_s, kernel)
+            layer -= 1
+        elif kernel == "update_backward":
+            g_s, g_v = update_backward(g_s, g_v, *states.pop(), **m.layers[layer].update)
+            close(buffer("g1")[:, :f], g_s, kernel)
+        elif kernel == "update_mix_backward":
+            close(buffer("g1")[:, f:], g_v.reshape(n, -1), kernel)
+        elif kernel == "message_backward":
+            s, v = states.pop()
+            w = m.layers[layer].filter
+            g_x, new_g_v, _ = message_backward(g_s, g_v, x[layer], v, edges, unit, d, basis, slope, w)
+            close(buffer("g_x"), g_x, kernel)
+            close(buffer("g0")[:, f:], new_g_v.reshape(n, -1), kernel)
+            # dE/dd and dE/du of each edge i <- j; the kernel keeps that of the reverse edge, with the unit vector reversed
+            g_m = torch.cat([g_s[i], (unit[:, :, None] * g_v[i]).sum(1), (v[j] * g_v[i]).sum(1)], 1)
+            g_d = (g_m * x[layer][j] * (slope @ w)).sum(1)
+            g_u = (g_v[i] * (x[layer][j] * (basis @ w))[:, None, f : 2 * f]).sum(2)
+            pair += torch.cat([g_d[:, None], -g_u], 1)[reverse]
+            close(a["pair_gradient"].cpu().double()[e].reshape(len(e), -1, 4).sum(1), pair, kernel)
+            g_v = new_g_v
+        elif kernel == "source_features_backward":
+            w = m.layers[layer].source
+            g_s = g_s + source_features_backward(g_x, s, w["w1"], w["b1"], w["w2"])
+            close(buffer("g0")[:, :f], g_s, kernel)
+            layer -= 1
+    assert seen >= {"radial", "update_mix_backward", "message_first_backward", "edge_gradient", "forces", "total"}
+
+
+def check(out, expected, n, relative=1e-5):
+    """The bar of the GPU backend: forces within 1e-5 of the largest, in float32."""
+    assert not out["status"][3:8].any()
+    np.testing.assert_allclose(out["atom_energy"], expected.energies, atol=5e-6, rtol=0)
+    np.testing.assert_allclose(out["forces"], expected.forces, atol=relative * max(1, np.abs(expected.forces).max()), rtol=0)
+    np.testing.assert_allclose(out["virials"][0], expected.virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]], atol=1e-5 * n, rtol=0)
+    assert out["energies"][0] == pytest.approx(expected.energy, abs=1e-6 * n)
+
+
+# The interpreter takes seconds for each; the larger ones are for a GPU.
+CASES = ["isolated_atom", "single_atom", "slab"] + (["triclinic", "mixed_elements", "water_box", "dense_cluster"] if DEVICE == "cuda" else [])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("search, schedule, features, layers", [("dense", 0, 48, 2), ("list", 1, 16, 1)])  # padded to 64 and 32 features
+def test_whole_model(name, features, layers, search, schedule):
+    model, atoms = random_model(features, layers), structure(name)
+    r = runner(model, atoms, search, schedule, edge_capacity=128, candidate_capacity=2048 if search == "dense" else 256)
+    check(r.compute(atoms.positions, atoms.cell.array, atoms.pbc), reference(model, atoms), len(atoms))
+
+
+def test_energy_alone():
+    model, atoms = random_model(16, 2), structure("ethanol")
+    r = runner(model, atoms)
+    r.arrays["forces"].fill_(7)
+    out = r.compute(atoms.positions, backward=False)
+    assert out["energies"][0] == pytest.approx(reference(model, atoms).energy, abs=1e-6 * len(atoms))
+    assert (out["forces"] == 7).all()
+
+
+def test_ignored_atoms_and_shuffled_rows():
+    model, atoms = random_model(16, 2), structure("ethanol")
+    order = np.random.default_rng(0).permutation(len(atoms))
+    shuffled = atoms[order]
+    shuffled.append("Xe")  # an element that the model does not know: species -1
+    shuffled.positions[-1] = [0.5, 0.5, 0.5]
+    expected = reference(model, atoms)
+    out = runner(model, shuffled).compute(shuffled.positions)
+    np.testing.assert_allclose(out["forces"][:-1], expected.forces[order], atol=1e-5)
+    assert out["atom_energy"][-1] == 0 and (out["forces"][-1] == 0).all()
+
+
+def test_batch_of_structures():
+    model = random_model(16, 2)
+    names = ("ethanol", "small_cell", "single_atom", "water_dimer")
+    batch = [structure(name) for name in names]
+    joined = batch[0] + batch[1] + batch[2] + batch[3]
+    starts = np.cumsum([0] + [len(a) for a in batch])
+    r = runner(model, joined, starts=starts)
+    out = r.compute(joined.positions, np.stack([a.cell.array for a in batch]), np.stack([a.pbc for a in batch]))
+    for b, atoms in enumerate(batch):
+        expected, mine = reference(model, atoms), slice(starts[b], starts[b + 1])
+        assert out["energies"][b] == pytest.approx(expected.energy, abs=1e-6 * len(atoms))
+        np.testing.assert_allclose(out["forces"][mine], expected.forces, atol=1e-5)
+        np.testing.assert_allclose(out["virials"][b], expected.virial[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]], atol=1e-5 * len(atoms))
+
+
+def test_schedules_cover_every_size():
+    plan = cuda_plan(random_model(16, 2).config).to_dict()
+    assert [s["max_rows"] for s in plan["schedules"]] == [SMALL_ROWS, None]
+    kernels = [s["kernel"] for s in plan["schedules"][0]["stages"] if s["kernel"] != "exchange" and s["pass"] != "energy"]
+    assert len(kernels) <= 19  # of two layers; each further layer adds seven
