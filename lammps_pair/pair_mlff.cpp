@@ -9,11 +9,13 @@
 
 #include "atom.h"
 #include "comm.h"
+#include "domain.h"
 #include "error.h"
 #include "force.h"
 #include "memory.h"
 #include "neigh_list.h"
 #include "neighbor.h"
+#include "universe.h"
 #include "update.h"
 #include "utils.h"
 
@@ -22,6 +24,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <regex>
 #include <string>
 #include <vector>
 
@@ -31,11 +34,17 @@ using namespace LAMMPS_NS;
 // which would show in energies of thousands of eV per atom.
 static constexpr double KCAL_PER_MOL_PER_EV = 96.48533212331002 / 4.184;
 
+static constexpr char EXCLUDED[] = "a GPU evaluates the model for all pairs of its atoms, also those that neigh_modify exclude names";
+
 // Largest piece of a file that is broadcast at a time: counts in MPI are int.
 static constexpr size_t BROADCAST_BYTES = size_t(1) << 30;
 
 struct PairMLFF::Core {
-  std::string file;    // as the user gave it
+  std::string file, wanted;      // file and device, as the user gave them
+  std::string device = "cpu";    // of this rank
+  bool gpu() const { return device != "cpu"; }
+  bool alone = false;            // on a GPU, and the only rank: the core makes the images, and no ghost is handed over
+  bool initialized = false;      // whether init_style() was called
   mlff_model *model = nullptr;
   mlff_system *system = nullptr;
   double energy_unit = 1.0;             // of LAMMPS, per eV
@@ -44,7 +53,7 @@ struct PairMLFF::Core {
 
   // what the core was given at the last update_neighbors()
   int n_local = -1;
-  std::vector<int> types;    // [n_total]
+  std::vector<int> types;    // [n_total], of one rank on a GPU [n_local]
   std::vector<int32_t> species, originals, neighbors;
   std::vector<std::pair<tagint, int>> rows_by_id;
   std::vector<int64_t> offsets;
@@ -86,14 +95,16 @@ PairMLFF::~PairMLFF()
 }
 
 /* ----------------------------------------------------------------------
-   pair_style mlff model.pt [device auto|cpu] [check yes|no]
+   pair_style mlff model.pt [device auto|cpu|cuda|cuda:N] [check yes|no]
 ------------------------------------------------------------------------- */
 
 void PairMLFF::settings(int narg, char **arg)
 {
-  if (narg < 1) error->all(FLERR, "Pair style mlff needs a model file: pair_style mlff model.pt [device auto|cpu] [check yes|no]");
+  if (narg < 1)
+    error->all(FLERR, "Pair style mlff needs a model file: pair_style mlff model.pt [device auto|cpu|cuda|cuda:N] [check yes|no]");
 
   bool check = false;
+  std::string device = "auto";
   for (int iarg = 1; iarg < narg; iarg += 2) {
     const std::string keyword = arg[iarg];
     if (keyword != "device" && keyword != "check")
@@ -102,8 +113,10 @@ void PairMLFF::settings(int narg, char **arg)
     const std::string value = arg[iarg + 1];
     if (keyword == "check")
       check = utils::logical(FLERR, value, false, lmp);
-    else if (value != "auto" && value != "cpu")
-      error->all(FLERR, "Pair style mlff: device must be auto or cpu, this version has no other; got {}", value);
+    else if (std::regex_match(value, std::regex("auto|cpu|cuda|cuda:[0-9]{1,4}")))
+      device = value;
+    else
+      error->all(FLERR, "Pair style mlff: device must be auto, cpu, cuda or cuda:N, got {}", value);
   }
 
   // a second pair_style mlff without another style between them comes to the same object: start afresh
@@ -111,7 +124,7 @@ void PairMLFF::settings(int narg, char **arg)
     for (int i = 1; i <= atom->ntypes; i++)
       for (int j = 1; j <= atom->ntypes; j++) setflag[i][j] = 0;
   core = std::make_unique<Core>();
-  list = nullptr;
+  core->wanted = device;
 
   load(arg[0]);
   comm_forward = mlff_model_max_exchange_width(core->model) / 2;    // two floats travel as one double
@@ -151,26 +164,103 @@ void PairMLFF::load(const char *file)
   for (size_t start = 0; start < bytes.size(); start += BROADCAST_BYTES)
     MPI_Bcast(&bytes[start], int(std::min(BROADCAST_BYTES, bytes.size() - start)), MPI_BYTE, 0, world);
 
-  int status = mlff_model_load_memory(bytes.data(), bytes.size(), &core->model);
-  if (status == MLFF_OK) status = mlff_system_create(core->model, "cpu", &core->system);
-  if (status == MLFF_OK) status = mlff_system_set_exchange(core->system, &PairMLFF::exchange, this);
-  int worst;
-  MPI_Allreduce(&status, &worst, 1, MPI_INT, MPI_MAX, world);
-  if (worst != MLFF_OK) {
-    problem = status ? mlff_last_error() : "could not be loaded on another rank";
-    const std::string unnamed = "model in memory: ";    // to the core; here it has a name
-    if (problem.rfind(unnamed, 0) == 0) problem.erase(0, unnamed.size());
-    error->all(FLERR, "Pair style mlff: {}: {}", file, problem);
+  problem = problem_of_any(mlff_model_load_memory(bytes.data(), bytes.size(), &core->model));
+  std::string place = "cpu", why;
+  if (problem.empty() && core->wanted != "cpu") {
+    place = choose_device();
+    why = problem_of_any(mlff_model_supports(core->model, core->device.c_str()));
+    if (why.empty()) why = problem_of_any(make_system());
+    if (!why.empty() && core->wanted != "auto") problem = why;
+    if (!why.empty()) core->device = place = "cpu";
   }
+  if (problem.empty() && !core->gpu()) problem = problem_of_any(make_system());
+  if (!problem.empty()) error->all(FLERR, "Pair style mlff: {}: {}", file, problem);
 
   if (comm->me == 0) {
     std::string elements;
     for (int i = 0; i < mlff_model_n_species(core->model); i++)
       elements += std::string(" ") + ELEMENTS[mlff_model_atomic_numbers(core->model)[i]].symbol;
-    utils::logmesg(lmp, "mlff {}: {}: {}; elements{}, cutoff {:.6g} A, sha256 {:.12}, cpu with {} thread(s) per rank\n", mlff_version(),
-                   file, describe_model(mlff_model_header(core->model)), elements, mlff_model_cutoff(core->model),
-                   mlff_model_sha256(core->model), comm->nthreads);
+    if (!core->gpu()) place += fmt::format(" with {} thread(s) per rank", comm->nthreads);
+    if (!why.empty()) place += ": " + why;
+    utils::logmesg(lmp, "mlff {}: {}: {}; elements{}, cutoff {:.6g} A, sha256 {:.12}, {}\n", mlff_version(), file,
+                   describe_model(mlff_model_header(core->model)), elements, mlff_model_cutoff(core->model),
+                   mlff_model_sha256(core->model), place);
   }
+}
+
+/* ----------------------------------------------------------------------
+   the error of the first rank whose status is one, on every rank; empty if all is well
+------------------------------------------------------------------------- */
+
+std::string PairMLFF::problem_of_any(int status)
+{
+  std::string text = status == MLFF_OK ? "" : mlff_last_error();
+  const int mine = status == MLFF_OK ? comm->nprocs : comm->me;
+  int first;
+  MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, world);
+  if (first == comm->nprocs) return "";
+  int size = int(text.size());
+  MPI_Bcast(&size, 1, MPI_INT, first, world);
+  text.resize(size);
+  MPI_Bcast(&text[0], size, MPI_CHAR, first, world);
+  for (const std::string unnamed : {"model in memory: ", "model in memory"}) {    // to the core; here it has a name
+    const size_t at = text.find(unnamed);
+    if (at != std::string::npos) text.replace(at, unnamed.size(), unnamed.back() == ' ' ? "" : "the file");
+  }
+  return text.empty() ? "unknown error" : text;
+}
+
+/* ----------------------------------------------------------------------
+   the GPU of this rank, by its place among the ranks of its node; returns what the log says of all ranks
+------------------------------------------------------------------------- */
+
+std::string PairMLFF::choose_device()
+{
+  int place = 0, count = 0;
+#ifndef MPI_STUBS
+  MPI_Comm node;
+  MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, comm->me, MPI_INFO_NULL, &node);
+  MPI_Comm_rank(node, &place);
+  MPI_Comm_free(&node);
+#endif
+  mlff_device_count("cuda", &count);
+  count = std::max(count, 1);
+  const bool one = core->wanted.rfind("cuda:", 0) == 0;
+  const int first = universe->root_proc[universe->iworld];    // partitions begin at different GPUs
+  core->device = one ? core->wanted : "cuda:" + std::to_string((first + place) % count);
+
+  int own = place < (one ? 1 : count), all;    // whether this rank is the first on its GPU
+  MPI_Allreduce(&own, &all, 1, MPI_INT, MPI_SUM, world);
+  return core->device + (comm->nprocs > 1 ? fmt::format(" on rank 0, {} rank(s) on {} GPU(s)", comm->nprocs, all) : "");
+}
+
+/* ----------------------------------------------------------------------
+   the system of this rank on its device
+------------------------------------------------------------------------- */
+
+int PairMLFF::make_system()
+{
+  mlff_system_free(core->system);
+  core->system = nullptr;
+  core->alone = core->gpu() && comm->nprocs == 1;
+  core->n_local = -1;
+  const int status = mlff_system_create(core->model, core->device.c_str(), &core->system);
+  if (status != MLFF_OK || core->alone) return status;
+  return mlff_system_set_exchange(core->system, &PairMLFF::exchange, this);
+}
+
+/* ----------------------------------------------------------------------
+   a GPU cannot do what the input script asks for: the CPU can, if the user leaves the choice to us
+------------------------------------------------------------------------- */
+
+void PairMLFF::fall_back(const std::string &why)
+{
+  if (core->wanted != "auto") error->all(FLERR, "Pair style mlff: {}: use device cpu", why);
+  if (comm->me == 0) utils::logmesg(lmp, "mlff {}: on the CPU: {}\n", mlff_version(), why);
+  core->device = "cpu";
+  const std::string problem = problem_of_any(make_system());
+  if (!problem.empty()) error->all(FLERR, "Pair style mlff: {}: {}", core->file, problem);
+  mlff_system_set_threads(core->system, comm->nthreads);
 }
 
 /* ----------------------------------------------------------------------
@@ -183,7 +273,7 @@ void PairMLFF::self_check()
   int status = MLFF_OK;
   if (comm->me == 0) {
     double energy_error = 0.0, force_error = 0.0;
-    status = mlff_model_self_check(core->model, "cpu", &energy_error, &force_error);
+    status = mlff_model_self_check(core->model, core->device.c_str(), &energy_error, &force_error);
     if (status == MLFF_OK)
       utils::logmesg(lmp, "mlff {}: self-check passed: largest deviation {:.2g} eV/atom, {:.2g} eV/Angstrom\n", mlff_version(),
                      energy_error, force_error);
@@ -253,7 +343,30 @@ void PairMLFF::init_style()
 
   mlff_system_set_threads(core->system, comm->nthreads);
   core->n_local = -1;    // the first compute() of every run asks for the neighbour list
-  neighbor->add_request(this, NeighConst::REQ_FULL);
+  core->initialized = true;
+  if (core->gpu() && (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)) fall_back(EXCLUDED);
+  if (!core->gpu())
+    neighbor->add_request(this, NeighConst::REQ_FULL);
+  else if (utils::strmatch(force->pair_style, "^hybrid"))    // never built, but it tells which pairs are another style's
+    neighbor->add_request(this, NeighConst::REQ_FULL | NeighConst::REQ_OCCASIONAL);
+  else
+    list = nullptr;    // of an earlier pair_style command. A list that is asked for again is not handed over again
+}
+
+/* ----------------------------------------------------------------------
+   under hybrid a list lacks the pairs of types that belong to other styles; on a GPU the model would see them
+------------------------------------------------------------------------- */
+
+void PairMLFF::check_hybrid()
+{
+  bool whole = !list->molskip;
+  const auto &species = core->species_of_type;
+  for (int i = 1; i <= atom->ntypes && list->iskip; i++)
+    for (int j = 1; j <= atom->ntypes; j++)
+      if (species[i] >= 0 && species[j] >= 0 && (list->iskip[i] || list->iskip[j] || list->ijskip[i][j])) whole = false;
+  if (!whole)
+    fall_back("a GPU evaluates the model for all pairs of its atoms, and pair_style " + std::string(force->pair_style) +
+              " gives some of them to another style");
 }
 
 double PairMLFF::init_one(int, int)
@@ -267,9 +380,14 @@ void PairMLFF::compute(int eflag, int vflag)
 {
   ev_init(eflag, vflag);
 
-  const int n_local = atom->nlocal, n_total = n_local + atom->nghost;
-  // types can change without a new neighbour list (fix atom/swap)
-  if (neighbor->ago == 0 || n_local != core->n_local || size_t(n_total) != core->types.size() ||
+  if (!core->initialized) error->all(FLERR, "Pair style mlff: run needs 'pre yes' after a pair_style command");
+  if (core->gpu() && neighbor->exclude)    // by a fix, after init_style()
+    error->all(FLERR, "Pair style mlff: {}: use device cpu", EXCLUDED);
+  if (core->gpu() && list && core->n_local < 0) check_hybrid();    // the list of init_style(), which is not complete until now
+
+  const int n_local = atom->nlocal, n_total = core->alone ? n_local : n_local + atom->nghost;
+  // types can change without a new neighbour list (fix atom/swap); without ghosts nothing else counts
+  if ((neighbor->ago == 0 && !core->alone) || n_local != core->n_local || size_t(n_total) != core->types.size() ||
       !std::equal(core->types.begin(), core->types.end(), atom->type))
     update_neighbors();
 
@@ -286,7 +404,16 @@ void PairMLFF::compute(int eflag, int vflag)
   if (vflag_atom) results.atom_virial = grown(core->atom_virial, 6 * size_t(n_total) + 1);
 
   const double *positions = n_total ? atom->x[0] : results.forces;    // never a null pointer
-  if (mlff_system_compute(core->system, positions, &results) != MLFF_OK) report_failure();
+  int status;
+  if (core->alone) {
+    const bool tilted = domain->triclinic, flat = domain->dimension == 2;
+    const double *l = domain->prd;
+    const double cell[9] = {l[0], 0, 0, tilted ? domain->xy : 0, l[1], 0, tilted ? domain->xz : 0, tilted ? domain->yz : 0, l[2]};
+    const int32_t periodic[3] = {domain->periodicity[0], domain->periodicity[1], domain->periodicity[2] && !flat};
+    status = mlff_system_compute_periodic(core->system, positions, cell, periodic, &results);
+  } else
+    status = mlff_system_compute(core->system, positions, &results);
+  if (status != MLFF_OK) report_failure();
 
   const double unit = core->energy_unit;
   double *f = n_total ? atom->f[0] : nullptr;
@@ -306,7 +433,7 @@ void PairMLFF::compute(int eflag, int vflag)
 
 void PairMLFF::report_failure()
 {
-  const std::string message = mlff_last_error();
+  std::string message = mlff_last_error();
   const int n_total = atom->nlocal + atom->nghost;
   double **x = atom->x;
   auto id = [&](int i) { return atom->tag_enable ? atom->tag[i] : tagint(i + 1); };
@@ -315,31 +442,48 @@ void PairMLFF::report_failure()
       if (!std::isfinite(x[i][k]))
         error->one(FLERR, "Pair style mlff, step {}: the position of atom {} is not finite ({} = {}): the simulation is unstable", update->ntimestep,
                    id(i), "xyz"[k], x[i][k]);
-  for (int i = 0; i < atom->nlocal; i++)
-    for (int64_t e = core->offsets[i]; e < core->offsets[i + 1]; e++) {
-      const double *a = x[i], *b = x[core->neighbors[e]];
-      const double d = std::hypot(a[0] - b[0], a[1] - b[1], a[2] - b[2]);
-      if (d < 1e-6)
-        error->one(FLERR, "Pair style mlff, step {}: atoms {} and {} are at the same position ({:.2g} A apart)", update->ntimestep, id(i),
-                   id(core->neighbors[e]), d);
+
+  // "atom 3", "atoms 3 and 5"
+  static const std::regex counted("\\batoms? ([0-9]+)(?: and ([0-9]+))?\\b");
+  std::smatch found;
+  if (std::regex_search(message, found, counted)) {
+    std::string text = found.prefix();
+    text += found[2].matched ? "atoms " : "atom ";
+    for (int k = 1; k <= 2 && found[k].matched; k++) {
+      const int i = std::stoi(found[k]);
+      text += (k == 2 ? " and " : "") + (i < n_total ? std::to_string(id(i)) : found[k].str());
     }
+    message = text + found.suffix().str();
+  }
   error->one(FLERR, "Pair style mlff, step {}: {}", update->ntimestep, message);
 }
 
 /* ----------------------------------------------------------------------
-   hand species and LAMMPS's full neighbour list to the core
+   hand species and, for the CPU, LAMMPS's full neighbour list to the core
 ------------------------------------------------------------------------- */
 
 void PairMLFF::update_neighbors()
 {
-  const int n_local = atom->nlocal, n_total = n_local + atom->nghost;
-  if (!list) error->all(FLERR, "Pair style mlff: run needs 'pre yes' after a pair_style command");
+  const int n_local = atom->nlocal, n_total = core->alone ? n_local : n_local + atom->nghost;
   core->n_local = n_local;
   core->types.assign(atom->type, atom->type + n_total);
   core->species.resize(n_total + 1);
   for (int i = 0; i < n_total; i++) core->species[i] = core->species_of_type[atom->type[i]];
+  int status = mlff_system_set_atoms(core->system, n_local, n_total, core->species.data());
+  if (status == MLFF_OK && !core->alone) {
+    find_originals();
+    status = mlff_system_set_images(core->system, core->originals.data());
+  }
+  if (status == MLFF_OK && !core->gpu()) status = set_neighbors();
+  if (status != MLFF_OK) error->one(FLERR, "Pair style mlff, step {}: {}", update->ntimestep, mlff_last_error());
+}
+
+int PairMLFF::set_neighbors()
+{
+  const int n_local = atom->nlocal;
   const int32_t *species = core->species.data();
   if (atom->molecular == Atom::MOLECULAR) refuse_excluded_pairs();
+  if (list->occasional) neighbor->build_one(list);    // requested for a GPU, before fall_back()
 
   // under hybrid the list has some of the atoms only: the others get an empty row
   auto &offsets = core->offsets;
@@ -362,11 +506,7 @@ void PairMLFF::update_neighbors()
     }
   }
 
-  find_originals();
-  if (mlff_system_set_atoms(core->system, n_local, n_total, species) != MLFF_OK ||
-      mlff_system_set_images(core->system, core->originals.data()) != MLFF_OK ||
-      mlff_system_set_neighbors(core->system, offsets.data(), core->neighbors.data()) != MLFF_OK)
-    error->one(FLERR, "Pair style mlff, step {}: {}", update->ntimestep, mlff_last_error());
+  return mlff_system_set_neighbors(core->system, offsets.data(), core->neighbors.data());
 }
 
 /* ----------------------------------------------------------------------

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from gpu import architectures
 from reference import random_model, reference
 from structures import STRUCTURES, ethanol, small_cell, structure, triclinic, water_box
 
@@ -146,12 +147,6 @@ def test_portable_on_a_gpu(model, data, name):
     np.testing.assert_allclose(forces.cpu().numpy() / FORCE_UNIT, expected.forces, atol=1e-5)
 
 
-@pytest.mark.gpu
-def test_operator_on_a_gpu_says_what_to_do(data):
-    message = fails(torchscript.module(data, [8, 1, 1]), torch.rand(3, 3, device="cuda"))
-    assert "--portable" in message
-
-
 def test_in_a_new_process(data, tmp_path):
     """As a user of torch alone: the library, the file, nothing of mlff."""
     from mlff.core import library_path
@@ -199,6 +194,25 @@ def test_many_threads_at_once(model, data):
     for t in threads:
         t.join(timeout=120)
     assert not wrong and not any(t.is_alive() for t in threads)
+
+
+def test_systems_are_told_apart(model, data):
+    """More modules of the same atoms than are given a system each, and other atoms in tensors that lie where earlier ones did."""
+    atoms = water_box(2)
+    for _ in range(3):
+        scripts = [torchscript.module(data, atoms.numbers) for _ in range(7)]
+        shaken = [atoms.copy() for _ in scripts]
+        for k, one in enumerate(shaken):
+            one.rattle(0.05, seed=k)
+        for script, one in [*zip(scripts, shaken)] * 2:
+            assert_as_reference(model, script, one)
+    numbers = torch.tensor(atoms.numbers, dtype=torch.int64)
+    tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    positions, box = inputs(atoms)
+    for value in (8, 6, 1):
+        numbers[0] = atoms.numbers[0] = value
+        energy = float(torch.ops.mlff.energy_forces(tensor, numbers, None, positions, box)[0]) / KJ_PER_MOL_PER_EV
+        assert abs(energy - reference(model, atoms).energy) < 1e-6 * len(atoms)
 
 
 def test_models_do_not_mix(data):
@@ -286,7 +300,9 @@ def test_operator_on_other_tensors(data):
     op, positions = torch.ops.mlff.energy_forces, torch.rand(3, 3)
     tensor, numbers = torch.frombuffer(bytearray(data), dtype=torch.uint8), torch.tensor([8, 1, 1])
     assert "not finite" not in str(op(tensor, numbers, None, positions, None)[0])
-    assert "--portable" in fails(op, tensor, numbers, None, positions.to("meta"), None)
+    assert "on the CPU or on a GPU" in fails(op, tensor, numbers, None, positions.to("meta"), None)
+    assert "on the CPU or on a GPU" in fails(op, tensor, numbers, None, positions, torch.eye(3, device="meta"))
+    assert "float32 or float64" in fails(op, tensor, numbers, None, positions, torch.eye(3, dtype=torch.int64))
     assert "float32 or float64" in fails(op, tensor, numbers, None, positions.half(), None)
     assert "int64" in fails(op, tensor, numbers.int(), None, positions, None)
     assert "listed twice" in fails(op, tensor, numbers, torch.tensor([1, 1]), positions, None)
@@ -323,3 +339,109 @@ def test_damaged_payload(data, tmp_path):
     with pytest.raises(payload.PayloadError, match="damaged"):
         torchscript.save(data[:-1] + b"\x01", tmp_path / "model.pt")
     assert not list(tmp_path.iterdir())
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------------------
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+
+
+@pytest.fixture(scope="module")
+def gpu_data(model) -> bytes:
+    return build_payload(model, {"teacher": "random weights, for tests"}, architectures())
+
+
+def gpu_inputs(atoms, dtype=torch.float64):
+    return tuple(None if t is None else t.to("cuda") for t in inputs(atoms, dtype))
+
+
+def as_given(atoms, dtype):
+    """The structure whose numbers are those that a tensor of that dtype holds."""
+    positions, box = inputs(atoms, dtype)
+    atoms = atoms.copy()
+    atoms.positions = positions.double().numpy() * ANGSTROM_PER_NM
+    if box is not None:
+        atoms.cell = box.double().numpy() * ANGSTROM_PER_NM
+    return atoms
+
+
+def assert_close(model, energy, forces, atoms):
+    """Tensors on the GPU against the reference."""
+    expected = reference(model, atoms)
+    assert abs(float(energy) / KJ_PER_MOL_PER_EV - expected.energy) < 1e-6 * len(atoms)
+    rounding = 1e-7 if forces.dtype == torch.float32 else 0.0  # of forces that are given in float32
+    np.testing.assert_allclose(forces.double().cpu().numpy() / FORCE_UNIT, expected.forces, atol=1e-5, rtol=rounding)
+
+
+def captured(script, *tensors):
+    """A graph of a call and its results."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # TorchScript changes its code after the first calls
+            script(*tensors)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        energy, forces = script(*tensors)
+    return graph, energy, forces
+
+
+@pytest.mark.gpu
+class TestOnAGPU:
+    """More is in test_torchscript_cuda.py."""
+
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_any_number_of_layers(self, layers):
+        model, atoms = random_model(16, layers), triclinic()
+        script = torchscript.module(build_payload(model, {}, architectures()), atoms.numbers)
+        assert_close(model, *script(*gpu_inputs(atoms)), atoms)
+
+    @DTYPES
+    def test_subset(self, model, gpu_data, dtype):
+        atoms = as_given(ethanol(), dtype)
+        n = len(atoms)
+        where = np.random.default_rng(0).permutation(n + 4)[:n]
+        numbers, positions = np.full(n + 4, 79), np.random.default_rng(1).normal(size=(n + 4, 3))
+        numbers[where], positions[where] = atoms.numbers, atoms.positions / ANGSTROM_PER_NM
+        script, x = torchscript.module(gpu_data, numbers, where), torch.tensor(positions, dtype=dtype, device="cuda")
+        graph, *later = captured(script, x)
+        graph.replay()
+        for energy, forces in (script(x), later):
+            assert_close(model, energy, forces[torch.tensor(where)], atoms)
+            assert np.all(np.delete(forces.cpu().numpy(), where, axis=0) == 0.0)
+
+    def test_lists_are_made_again(self, model, gpu_data):
+        """A system too large to look at all pairs. Each molecule goes where another was, which the old list knows nothing of."""
+        atoms = water_box(8)
+        script = torchscript.module(gpu_data, atoms.numbers)
+        positions, box = gpu_inputs(atoms)
+        first = script(positions, box)
+        assert_close(model, *first, atoms)
+        good = positions.clone()
+        graph, energy, forces = captured(script, positions, box)
+        for k in (0, 1, 7, 500):
+            positions.copy_(good.roll(3 * k, 0))
+            graph.replay()
+            for e, f in ((energy, forces), script(positions, box)):
+                assert abs(float(e - first[0])) < 1e-6 * len(atoms) * KJ_PER_MOL_PER_EV
+                torch.testing.assert_close(f, first[1].roll(3 * k, 0), atol=2e-5 * FORCE_UNIT, rtol=0)
+
+    def test_in_turns(self, model, gpu_data):
+        """Modules of other atoms and of the same ones, in two streams, alive at the same time."""
+        cases = [ethanol(), triclinic(), ethanol(), water_box(3), triclinic()]
+        for k, atoms in enumerate(cases):
+            atoms.rattle(0.02, seed=k)
+        scripts = [torchscript.module(gpu_data, a.numbers) for a in cases]
+        given = [gpu_inputs(a) for a in cases]
+        streams = [torch.cuda.current_stream(), torch.cuda.Stream()]
+        torch.cuda.synchronize()
+        for round in range(3):
+            for k, (script, atoms, tensors) in enumerate(zip(scripts, cases, given)):
+                with torch.cuda.stream(streams[(round + k) % 2]):
+                    assert_close(model, *script(*tensors), atoms)
+        graphs = [captured(script, *tensors) for script, tensors in zip(scripts, given)]
+        for _ in range(2):
+            for (graph, energy, forces), atoms in zip(graphs, cases):
+                graph.replay()
+                assert_close(model, energy, forces, atoms)

@@ -15,10 +15,11 @@ from mlff.ase import MLFFCalculator
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model", nargs="?", default="model.pt")
 parser.add_argument("--steps", type=int, default=2000, help="of 0.5 fs")
+parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto")
 args = parser.parse_args()
 
 atoms = molecule("CH3CH2OH")
-atoms.calc = MLFFCalculator(args.model, threads=1)  # more gain nothing for nine atoms
+atoms.calc = MLFFCalculator(args.model, args.device, threads=1)  # more gain nothing for nine atoms
 
 BFGS(atoms).run(fmax=0.01, steps=200)
 print(f"bonds: C-C {atoms.get_distance(0, 1):.3f}, C-O {atoms.get_distance(1, 2):.3f}, O-H {atoms.get_distance(2, 3):.3f} Angstrom")

@@ -13,6 +13,7 @@ import mlff.openmm
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model", nargs="?", default="model.pt")
 parser.add_argument("--steps", type=int, default=4000, help="of 0.5 fs")
+parser.add_argument("--platform", default="CPU", help="of OpenMM: Reference, CPU or CUDA")
 args = parser.parse_args()
 torch.set_num_threads(1)  # more gain nothing for nine atoms
 
@@ -23,7 +24,7 @@ for atom in pdb.topology.atoms():
 system.addForce(mlff.openmm.create_force(args.model, pdb.topology))
 
 integrator = VerletIntegrator(0.5 * unit.femtosecond)
-context = Context(system, integrator, Platform.getPlatform("CPU"))
+context = Context(system, integrator, Platform.getPlatform(args.platform))
 context.setPositions(pdb.positions)
 LocalEnergyMinimizer.minimize(context, 10, 200)
 context.setVelocitiesToTemperature(300 * unit.kelvin, 1)

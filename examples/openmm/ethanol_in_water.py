@@ -17,6 +17,7 @@ import mlff.openmm
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model", nargs="?", default="model.pt")
 parser.add_argument("--steps", type=int, default=1000, help="of 0.5 fs")
+parser.add_argument("--platform", default="CPU", help="of OpenMM: Reference, CPU or CUDA")
 args = parser.parse_args()
 torch.set_num_threads(1)
 
@@ -36,7 +37,7 @@ for i in ethanol:
 system.addForce(mlff.openmm.create_force(args.model, mixed.topology, atoms=ethanol))
 
 integrator = LangevinMiddleIntegrator(300 * unit.kelvin, 5 / unit.picosecond, 0.5 * unit.femtosecond)
-simulation = Simulation(mixed.topology, system, integrator, Platform.getPlatform("CPU"))
+simulation = Simulation(mixed.topology, system, integrator, Platform.getPlatform(args.platform))
 simulation.context.setPositions(mixed.positions)
 simulation.minimizeEnergy(maxIterations=50)
 simulation.context.setVelocitiesToTemperature(300 * unit.kelvin, 1)

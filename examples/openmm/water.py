@@ -12,6 +12,7 @@ import mlff.openmm
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("model", nargs="?", default="model.pt")
 parser.add_argument("--steps", type=int, default=400, help="of 0.5 fs, in NVT and again in NVE")
+parser.add_argument("--platform", default="CPU", help="of OpenMM: Reference, CPU or CUDA")
 parser.add_argument("--threads", type=int, default=1)
 args = parser.parse_args()
 torch.set_num_threads(args.threads)  # the force follows torch
@@ -28,7 +29,7 @@ system.addForce(mlff.openmm.create_force(args.model, box.topology))
 
 def simulate(name, integrator, start=None):
     print(name, flush=True)
-    simulation = Simulation(box.topology, system, integrator, Platform.getPlatform("CPU"))
+    simulation = Simulation(box.topology, system, integrator, Platform.getPlatform(args.platform))
     if start is None:
         simulation.context.setPositions(box.positions)
         simulation.minimizeEnergy(tolerance=50, maxIterations=50)

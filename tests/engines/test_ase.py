@@ -15,11 +15,16 @@ from ase.filters import FrechetCellFilter
 from ase.io import Trajectory, read, write
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
+from fake_plan import packed
+from gpu import architectures
 from reference import random_model, reference
 from structures import structure
+from test_core_cuda import assert_close, atoms_of, expected, fake, fake_library, fresh_core, parts  # noqa: F401
 
+from mlff import ase as module
 from mlff.ase import MLFFCalculator
-from mlff.core import MLFFFileError
+from mlff.core import MLFFFileError, MLFFResourceError
+from mlff.export import build_payload
 
 
 @pytest.fixture(scope="module")
@@ -330,3 +335,194 @@ def test_threads_can_be_changed(calculator, model):
     calculator.set(threads=2)
     np.testing.assert_allclose(atoms.get_forces(), one, atol=1e-5)
     assert calculator.parameters["threads"] == 2
+
+
+# ---- batches -----------------------------------------------------------------------------------------------------------
+
+MIXED = ("ethanol", "triclinic", "slab", "single_atom", "small_cell", "wire", "water_box", "mixed_elements")
+EVERYTHING = ("energy", "free_energy", "energies", "forces", "stress", "stresses")
+
+
+def assert_as_single(calculator, structures, batch, atol=1e-12):
+    """Each result of a batch is that of the structure alone."""
+    assert len(batch) == len(structures)
+    for atoms, found in zip(structures, batch):
+        for name, value in found.items():
+            wanted = calculator.get_property(name, atoms)
+            assert type(value) is type(wanted) and np.shape(value) == np.shape(wanted)
+            np.testing.assert_allclose(value, wanted, rtol=0, atol=atol * (len(atoms) if "energy" in name else 1), err_msg=name)
+
+
+class TestBatches:
+    def test_equals_single_evaluations(self, calculator, model):
+        """Any composition and periodicity, structures without atoms among them, in the caller's order."""
+        structures = [structure(name) for name in MIXED]
+        structures[2:2] = [Atoms(), Atoms(cell=[9, 9, 9], pbc=True)]
+        batch = calculator.calculate_batch(structures)
+        assert [set(r) for r in batch] == [{"energy", "forces"} | ({"stress"} if a.pbc.all() else set()) for a in structures]
+        assert_as_single(calculator, structures, batch)
+        np.testing.assert_allclose(batch[0]["forces"], reference(model, structures[0]).forces, atol=1e-5)
+
+    def test_every_property(self, calculator):
+        structures = [structure(name) for name in MIXED if structure(name).pbc.all()]
+        batch = calculator.calculate_batch(structures, EVERYTHING)
+        assert all(set(r) == set(EVERYTHING) for r in batch)
+        assert_as_single(calculator, structures, batch)
+        assert [set(r) for r in calculator.calculate_batch(structures[:1], ["free_energy"])] == [{"free_energy"}]
+
+    def test_nothing(self, calculator):
+        assert calculator.calculate_batch([]) == []
+        assert calculator.calculate_batch([Atoms()])[0]["forces"].shape == (0, 3)
+
+    @pytest.mark.parametrize("limit", ["BATCH_ATOMS", "BATCH_CANDIDATES", "MAX_CANDIDATES"])
+    def test_in_pieces(self, calculator, monkeypatch, limit):
+        """Many structures, and such as are too large to share a call, are evaluated some at a time."""
+        structures = [structure(name) for name in MIXED * 3]
+        whole = calculator.calculate_batch(structures)
+        monkeypatch.setattr(module, limit, {"BATCH_ATOMS": 40, "BATCH_CANDIDATES": 4000, "MAX_CANDIDATES": 60}[limit])
+        sizes, evaluate = [], calculator._evaluate
+        monkeypatch.setattr(calculator, "_evaluate", lambda s, names: sizes.append([len(a) for a in s]) or evaluate(s, names))
+        pieces = calculator.calculate_batch(iter(structures))
+        assert len(sizes) > 3 and sum(map(len, sizes)) == len(structures)
+        if limit == "BATCH_ATOMS":
+            assert all(sum(s) <= 40 or len(s) == 1 for s in sizes)
+        for a, b in zip(whole, pieces):
+            assert a.keys() == b.keys()
+            for name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-12)
+
+    def test_the_calculator_keeps_its_own_results(self, calculator):
+        atoms, other = structure("ethanol"), structure("triclinic")
+        atoms.calc = calculator
+        forces = atoms.get_forces()
+        calculator.calculate_batch([other, other])
+        assert not calculator.calculation_required(atoms, ["forces"])
+        np.testing.assert_array_equal(atoms.get_forces(), forces)
+
+    def test_stress_that_does_not_exist(self, calculator):
+        structures = [structure("triclinic"), structure("slab")]
+        for name in ("stress", "stresses"):
+            with pytest.raises(PropertyNotImplementedError, match="structure 1, .*: stress needs a cell .* got pbc"):
+                calculator.calculate_batch(structures, ["energy", name])
+
+    def test_errors_name_the_structure(self, calculator):
+        """And the same calculator goes on with better input."""
+        good = structure("ethanol")
+        not_finite, flat, unknown, touching = good.copy(), good.copy(), good.copy(), good.copy()
+        not_finite.positions[3, 1] = np.nan
+        flat.pbc = True
+        unknown.symbols[4] = "Fe"
+        touching.positions[1] = touching.positions[0]
+        cases = [(not_finite, "finite|NaN"), (flat, "cell"), (unknown, "elements H C O, not Fe"), (touching, "same place")]
+        for bad, words in cases:
+            with pytest.raises(ValueError, match=f"structure 2, .*({words})") as error:
+                calculator.calculate_batch([good, structure("triclinic"), bad, good])
+            assert "\n" not in str(error.value) and str(error.value).count("structure") == 1
+            assert_as_single(calculator, [good], calculator.calculate_batch([good]))
+
+    def test_unknown_property(self, calculator):
+        with pytest.raises(ValueError, match="properties must be out of energy .*; got dipole"):
+            calculator.calculate_batch([structure("ethanol")], ["dipole"])
+
+
+# ---- devices -----------------------------------------------------------------------------------------------------------
+
+
+def test_device_without_code_for_it(path):
+    """A file for CPUs alone: "auto" takes the CPU wherever it runs, and a GPU that is asked for is one clear error."""
+    calculator = MLFFCalculator(path, device="auto")
+    assert calculator.device == "cpu" and calculator.parameters["device"] == "auto"
+    with pytest.raises(MLFFResourceError) as error:
+        MLFFCalculator(path, device="cuda:0")
+    assert "\n" not in str(error.value)
+
+
+def test_batches_on_a_stand_in_for_a_gpu(fake, parts, tmp_path, monkeypatch):  # noqa: F811
+    """The way through the GPU without one (test_core_cuda.py): small structures at once, a large one alone; errors."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(packed(parts))
+    calculator, structures = MLFFCalculator(path, device="cuda"), []
+    for n, length, pbc in ((12, 7.0, False), (40, 6.0, True), (250, 12.0, True), (1, 9.0, True), (30, 6.5, [True, True, False])):
+        numbers, positions = atoms_of(n, length)
+        structures.append(Atoms(numbers, positions, cell=[[length, 0, 0], [1, length, 0], [0, 0.5, 1.1 * length]], pbc=pbc))
+    structures.insert(2, Atoms())
+    monkeypatch.setattr(module, "MAX_CANDIDATES", 1000)
+    assert [len(chunk) for chunk in calculator._chunks(structures)] == [5, 1]
+    batch = calculator.calculate_batch(structures)
+    energies = calculator.calculate_batch(structures, ["energies"])
+    assert_as_single(calculator, structures, batch, atol=1e-4)
+    for atoms, found, more in zip(structures, batch, energies):
+        if len(atoms):
+            wanted = expected(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+            assert_close({"energy": found["energy"], "forces": found["forces"], "atom_energy": more["energies"]}, wanted)
+    structures[3].positions[7] = structures[3].positions[8]
+    with pytest.raises(ValueError, match="structure 3, .*: atoms .* same place"):
+        calculator.calculate_batch(structures)
+
+
+@pytest.fixture(scope="module")
+def gpu_path(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gpu") / "model.pt"
+    path.write_bytes(build_payload(model, {}, architectures()))
+    return path
+
+
+@pytest.mark.gpu
+class TestOnAGPU:
+    def test_devices(self, gpu_path):
+        for device, where in (("auto", "cuda"), ("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cpu", "cpu")):
+            calculator = MLFFCalculator(gpu_path, device, self_check=True)
+            assert calculator.device == where and calculator.parameters["device"] == device
+        with pytest.raises(MLFFResourceError):
+            MLFFCalculator(gpu_path, "cuda:99")
+
+    def test_device_can_be_changed(self, gpu_path):
+        calculator = MLFFCalculator(gpu_path)
+        atoms = structure("triclinic")
+        atoms.calc = calculator
+        forces, stress = atoms.get_forces(), atoms.get_stress()
+        calculator.set(device="cuda:0")
+        np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-5)
+        np.testing.assert_allclose(atoms.get_stress(), stress, atol=1e-6)
+        assert copy.deepcopy(calculator).device == "cuda:0"
+
+    def test_batches(self, gpu_path, model):
+        """Against the reference, and against one after the other; twice, with others between, as memory is used again."""
+        calculator = MLFFCalculator(gpu_path, "cuda:0")
+        structures = [structure(name) for name in MIXED * 4] + [Atoms()]
+        for atoms in structures[len(MIXED):-1]:
+            atoms.rattle(0.02, seed=len(atoms))
+        for _ in range(2):
+            batch = calculator.calculate_batch(structures)
+            assert_as_single(calculator, structures, batch, atol=1e-5)
+            for atoms, found in zip(structures[:len(MIXED)], batch):
+                expected = reference(model, atoms)
+                assert found["energy"] == pytest.approx(expected.energy, abs=1e-6 * len(atoms))
+                np.testing.assert_allclose(found["forces"], expected.forces, atol=1e-5)
+            calculator.calculate_batch([structure("water_box")], ["energy"])
+        solid = [a for a in structures if len(a) and a.pbc.all()]
+        assert_as_single(calculator, solid, calculator.calculate_batch(solid, EVERYTHING), atol=1e-5)
+
+    def test_in_pieces(self, gpu_path, monkeypatch):
+        calculator = MLFFCalculator(gpu_path, "cuda:0")
+        structures = [structure(name) for name in MIXED * 3]
+        monkeypatch.setattr(module, "BATCH_ATOMS", 100)
+        monkeypatch.setattr(module, "MAX_CANDIDATES", 150)
+        assert_as_single(calculator, structures, calculator.calculate_batch(structures), atol=1e-5)
+
+    def test_many_small_molecules(self, gpu_path):
+        """More than one call's worth."""
+        calculator, rng = MLFFCalculator(gpu_path, "cuda:0"), np.random.default_rng(0)
+        structures = [structure("ethanol") for _ in range(3000)]
+        for atoms in structures:
+            atoms.positions += rng.normal(0, 0.03, atoms.positions.shape)
+        batch = calculator.calculate_batch(structures, ["forces"])
+        for k in (0, 1500, 2999):
+            np.testing.assert_allclose(batch[k]["forces"], calculator.get_property("forces", structures[k]), atol=1e-5)
+
+    def test_errors_name_the_structure(self, gpu_path):
+        calculator, good, bad = MLFFCalculator(gpu_path, "cuda:0"), structure("ethanol"), structure("ethanol")
+        bad.positions[3, 1] = np.nan
+        with pytest.raises(ValueError, match="structure 1, .*(finite|NaN)"):
+            calculator.calculate_batch([good, bad, good])
+        assert_as_single(calculator, [good], calculator.calculate_batch([good]), atol=1e-5)

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "ase" / "ethanol.py"
 def test_example(tmp_path):
     from mlff.export import export
 
-    export("ethanol-water", tmp_path / "model.pt")
+    export("ethanol-water", tmp_path / "model.pt", architectures=())
     run = subprocess.run([sys.executable, str(SCRIPT), "--steps", "200"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     c_c, c_o, o_h = (float(x) for x in re.search(r"C-C ([\d.]+), C-O ([\d.]+), O-H ([\d.]+)", run.stdout).groups())

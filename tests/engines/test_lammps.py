@@ -1,4 +1,7 @@
-"""The pair style in LAMMPS against the float64 reference, on 1, 2 and 4 ranks, and through everything that changes atoms or the box."""
+"""The pair style in LAMMPS against the float64 reference, on 1, 2 and 4 ranks, and through everything that changes atoms or the box.
+
+Each test that takes the fixture model_file runs on the CPU and, with a file that has code for it, on the GPU that "device auto" finds.
+"""
 
 import copy
 from pathlib import Path
@@ -8,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from gpu import architectures
 from lammps_run import OUTPUT, TYPES, evaluate, pair_commands, read_results, require_lammps, run, write_data
 from reference import random_model, reference
 from structures import far_fragments, structure, triclinic, water_box
 
+from mlff.export import build_payload
 from mlff.painn import energy_and_gradient
 
 ENERGY = 1e-6  # eV/atom
@@ -33,9 +38,16 @@ def model():
     return model
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model_file(model, save_payload) -> Path:
-    return save_payload(model)
+def model_file(model, device, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("lammps") / "model.pt"
+    path.write_bytes(build_payload(model, {"teacher": "random weights, for tests"}, architectures() if device == "cuda" else ()))
+    return path
 
 
 def voigt(w: np.ndarray) -> np.ndarray:
@@ -152,7 +164,8 @@ def test_threads(model, model_file, tmp_path):
 def test_log_line_and_self_check(model_file, tmp_path):
     script = start(tmp_path, structure("ethanol"), model_file) + pair_commands(model_file, "device cpu check yes") + "run 0\n"
     output = run(script, tmp_path, ranks=2)
-    first = next(x for x in output.splitlines() if x.startswith("mlff "))
+    first = [x for x in output.splitlines() if x.startswith("mlff ")][-2]
+    assert first.endswith("cpu with 1 thread(s) per rank"), first
     assert "painn" in first and "teacher random weights" in first and "elements H C O" in first and "cutoff 5 A" in first, first
     assert output.count("self-check passed: largest deviation") == 1
 
@@ -353,8 +366,8 @@ pair_coeff 2 3 zero
     check(results._replace(energies=results.energies[own], forces=results.forces[own], virials=results.virials[own]), model, atoms[own])
 
 
-def test_molecular_atoms_with_bonds(model, model_file, tmp_path):
-    """Bonds may be there when special_bonds keeps the pairs in the neighbour list."""
+def test_molecular_atoms_with_bonds(device, model, model_file, tmp_path):
+    """Bonds may be there when special_bonds keeps the pairs in the neighbour list; a GPU does not use that list."""
     atoms = structure("ethanol")
     write_data(tmp_path / "plain.data", atoms)
     header, body = (tmp_path / "plain.data").read_text().split("Atoms # atomic\n\n")
@@ -372,6 +385,10 @@ bond_coeff *
 """
     run(script + "special_bonds lj/coul 1 1 1\n" + FINAL, tmp_path)
     check_final(tmp_path, model)
+    if device == "cuda":
+        run(script + FINAL, tmp_path)
+        check_final(tmp_path, model)
+        return
     output = run(script + "run 0\n", tmp_path, fails=True)
     assert "use special_bonds lj/coul 1.0 1.0 1.0" in output
 
@@ -379,7 +396,6 @@ bond_coeff *
 @pytest.fixture(scope="module")
 def student_file(tmp_path_factory) -> Path:
     from mlff import pretrained
-    from mlff.export import build_payload
     from mlff.painn import load_checkpoint
 
     try:

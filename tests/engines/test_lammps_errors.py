@@ -59,10 +59,11 @@ def test_bad_files(ranks, kind, message, model_file, tmp_path):
 
 
 @pytest.mark.parametrize("commands, message", [
-    ("pair_style mlff", "Pair style mlff needs a model file: pair_style mlff model.pt [device auto|cpu] [check yes|no]"),
+    ("pair_style mlff", "Pair style mlff needs a model file: pair_style mlff model.pt [device auto|cpu|cuda|cuda:N] [check yes|no]"),
     ("pair_style mlff {file} skin 2", "Pair style mlff has the keywords device and check, got skin"),
     ("pair_style mlff {file} device", "Pair style mlff: keyword device needs a value"),
-    ("pair_style mlff {file} device cuda:0", "Pair style mlff: device must be auto or cpu, this version has no other; got cuda:0"),
+    ("pair_style mlff {file} device cuda:x", "Pair style mlff: device must be auto, cpu, cuda or cuda:N, got cuda:x"),
+    ("pair_style mlff {file} device gpu", "Pair style mlff: device must be auto, cpu, cuda or cuda:N, got gpu"),
     ("pair_style mlff {file} check maybe", "Expected boolean parameter instead of 'maybe'"),
     ("pair_coeff * * H C O", "Pair_coeff command without a pair style"),
     ("pair_style mlff {file}\npair_coeff * * H C", "Pair style mlff: pair_coeff must name an element or NULL for each of the 3 atom types, got 2"),
@@ -110,7 +111,7 @@ def test_atoms_on_top_of_each_other(ranks, model_file, tmp_path):
     atoms = structure("water_dimer")
     atoms.positions[4] = atoms.positions[0]
     line = error_of(box(tmp_path, atoms) + pair_commands(model_file) + "run 0\n", tmp_path, ranks)
-    assert "Pair style mlff, step 0: atoms " in line and "are at the same position" in line, line
+    assert "Pair style mlff, step 0: atoms " in line and "are at the same place" in line, line
     assert "1 and 5 " in line or "5 and 1 " in line
 
 

@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "openmm"
 def model_path(tmp_path_factory):
     from mlff.export import export
 
-    return export("ethanol-water", tmp_path_factory.mktemp("examples") / "model.pt")
+    return export("ethanol-water", tmp_path_factory.mktemp("examples") / "model.pt", architectures=())
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in FOLDER.glob("*.py")))
