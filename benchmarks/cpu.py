@@ -120,7 +120,7 @@ def main():
     rows = evaluations(checkpoint, payload, args.repeats)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt"
-        export(args.model, path)
+        export(args.model, path, architectures=())
         load = statistics.median(load_time(path) for _ in range(5))
         one, two = [], []
         for _ in track(range(3), description="LAMMPS on 1 and 2 ranks"):

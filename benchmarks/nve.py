@@ -55,7 +55,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        export(args.model, folder / "model.pt")
+        export(args.model, folder / "model.pt", architectures=())
         atoms = water_box(64)
         ase.io.write(folder / "water.data", atoms, format="lammps-data", specorder=["H", "O"], units="metal")
         for _ in lammps(INPUT.format(equilibrate=args.equilibrate, steps=args.steps), folder, args.ranks):
