@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from gpu import architectures
+from machine_code import architectures
 from reference import random_model, reference
 from structures import STRUCTURES, ethanol, small_cell, structure, triclinic, water_box
 

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from gpu import architectures
+from machine_code import architectures
 from reference import random_model, reference
 from structures import STRUCTURES, dense_cluster, ethanol, structure, triclinic, water_box
 from test_torchscript import CASES, FORCE_UNIT, fails

@@ -16,7 +16,7 @@ from ase.io import Trajectory, read, write
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from fake_plan import packed
-from gpu import architectures
+from machine_code import architectures
 from reference import random_model, reference
 from structures import structure
 from test_core_cuda import assert_close, atoms_of, expected, fake, fake_library, fresh_core, parts  # noqa: F401

@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
 from fake_plan import packed
-from gpu import architectures
+from machine_code import architectures
 from reference import random_model
 from structures import structure, water_box
 from test_core_cuda import atoms_of, expected, fake, fake_library, fresh_core, parts  # noqa: F401

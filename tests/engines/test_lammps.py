@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from gpu import architectures
+from machine_code import architectures
 from lammps_run import OUTPUT, TYPES, evaluate, pair_commands, read_results, require_lammps, run, write_data
 from reference import random_model, reference
 from structures import far_fragments, structure, triclinic, water_box

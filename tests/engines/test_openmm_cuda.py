@@ -3,7 +3,7 @@
 import numpy as np
 import openmm
 import pytest
-from gpu import architectures
+from machine_code import architectures
 from openmm import app, unit
 from reference import random_model, reference
 from structures import ethanol, mixed_elements, small_cell, triclinic, water_box

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from engines import ENGINES, params
-from gpu import architectures
+from machine_code import architectures
 from reference import random_model, reference
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
