@@ -1,9 +1,10 @@
 """What an engine adds to the time of the model on a GPU: LAMMPS and OpenMM end to end against the bare evaluation.
 
-    python benchmarks/engines.py        # writes benchmarks/results/engines.json and prints the tables; needs a GPU, LAMMPS and OpenMM
+    python benchmarks/engines.py        # writes benchmarks/results/engines.json; needs a GPU, LAMMPS and OpenMM
 
-LAMMPS: NVE of water boxes on one rank, time of its MD loop, against `mlff.core` on the same atoms (positions up, forces down, list kept) in the
-same run. OpenMM: microseconds per step of Verlet integration of 21 atoms with the model as TorchForce, and with a TorchForce that returns zeros.
+LAMMPS: NVE of water boxes on one rank, time of its MD loop, against `mlff.core` on the same atoms (positions up, forces down,
+list kept) in the same run. OpenMM: microseconds per step of Verlet integration of 21 atoms with the model as TorchForce, and
+with a TorchForce that returns zeros.
 """
 
 import argparse
@@ -124,12 +125,18 @@ def main():
             bare, step = bare_step(model, atoms, 15), lammps_step(model, atoms, args.steps)
             rows.append({"atoms": len(atoms), "bare_ms": 1e3 * bare, "lammps_ms": 1e3 * step, "share": bare / step})
         small = openmm(model, folder, droplet, 1000)
-    results = {"environment": {**environment("torch", "openmm", "lammps"), "gpu": torch.cuda.get_device_name()}, "model": "ethanol-water",
-               "lammps": rows, "openmm": small}
+    results = {
+        "environment": {**environment("torch", "openmm", "lammps"), "gpu": torch.cuda.get_device_name()},
+        "model": "ethanol-water",
+        "lammps": rows,
+        "openmm": small,
+    }
     path = write_results("engines", results)
     console = Console(width=110)
     for r in rows:
-        console.print(f"LAMMPS, {r['atoms']} atoms: {r['lammps_ms']:.2f} ms a step, bare {r['bare_ms']:.2f} ms: {100 * r['share']:.0f} % of the bare throughput")
+        console.print(
+            f"LAMMPS, {r['atoms']} atoms: {r['lammps_ms']:.2f} ms a step, bare {r['bare_ms']:.2f} ms: {100 * r['share']:.0f} % of the bare throughput"
+        )
     console.print("OpenMM: " + ", ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in small.items()))
     console.print(f"written to {path}, {mlff.__version__}")
 

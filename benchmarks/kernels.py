@@ -2,10 +2,11 @@
 
     python benchmarks/kernels.py        # writes benchmarks/results/kernels.json and prints the tables; needs a GPU
 
-Each kernel of the plan is compiled by Triton and repeated in a CUDA graph; times are medians of graph replays over the number of repetitions, so
-they include what a dependent kernel costs at least in a graph (about 1 us). The floor counts every number that a kernel reads or writes
-once, at the bandwidth of a large copy measured in the same run; for the message kernels it also counts one read per edge of what is
-gathered from neighbours. Gathers come from the L2 cache where that is large enough, which is faster, so their floor is a guide, not a bound.
+Each kernel of the plan is compiled by Triton and repeated in a CUDA graph; times are medians of graph replays over the number
+of repetitions, so they include what a dependent kernel costs at least in a graph (about 1 us). The floor counts every number
+that a kernel reads or writes once, at the bandwidth of a large copy measured in the same run; for the message kernels it also
+counts one read per edge of what is gathered from neighbours. Gathers come from the L2 cache where that is large enough, which
+is faster, so their floor is a guide, not a bound.
 """
 
 import copy
@@ -79,37 +80,72 @@ def measure(config: PaiNNConfig, n_molecules: int, search: str, schedule: int, b
     model = PaiNN(config).requires_grad_(False).double()
     runner = PlanRunner(cuda_plan(config), {**plan_tensors(model), **cuda_tensors(model)}, config.cutoff, "cuda", search, schedule)
     atoms = water_box(n_molecules)
-    runner.set_atoms(np.where(atoms.numbers == 1, 0, 1), edge_capacity=96, candidate_capacity=160 if search == "list" else len(atoms) + 15, extra_rows=0)
+    runner.set_atoms(
+        np.where(atoms.numbers == 1, 0, 1),
+        edge_capacity=96,
+        candidate_capacity=160 if search == "list" else len(atoms) + 15,
+        extra_rows=0,
+    )
     box = (atoms.cell.array, True) if search == "list" else (None, None)
     out = runner.compute(atoms.positions, *box)
     runner.compute(atoms.positions, *box)  # now the list is kept
     edges = int(runner.arrays["edge_count"].sum())
     assert np.isfinite(out["forces"]).all() and not out["status"][3:8].any()
     repeats, rows = 4 if len(atoms) > 1000 else 20, []
-    stages = [s for s in runner.dict["search"][search] + runner.dict["schedules"][schedule]["stages"] if s["kernel"] != "exchange" and s["pass"] != "energy"]
+    stages = [
+        s
+        for s in runner.dict["search"][search] + runner.dict["schedules"][schedule]["stages"]
+        if s["kernel"] != "exchange" and s["pass"] != "energy"
+    ]
     for stage in stages:
         floor = 1e6 * traffic(runner, stage, edges) / bandwidth
         rows.append({"kernel": stage["kernel"], "us": microseconds(lambda: runner.run([stage]), repeats), "floor_us": floor})
     total = microseconds(lambda: runner.run(stages), 1)
-    return {"features": config.features, "layers": config.layers, "atoms": len(atoms), "edges": edges, "search": search,
-            "kernels": rows, "evaluation_us": total, "atom_steps_per_s": 1e6 * len(atoms) / total}
+    return {
+        "features": config.features,
+        "layers": config.layers,
+        "atoms": len(atoms),
+        "edges": edges,
+        "search": search,
+        "kernels": rows,
+        "evaluation_us": total,
+        "atom_steps_per_s": 1e6 * len(atoms) / total,
+    }
 
 
 def main():
     bandwidth = copy_bandwidth()
     default, small = PaiNNConfig(species=["H", "O"]), PaiNNConfig(species=["H", "O"], features=64, layers=2)
-    results = [measure(default, 4056, "list", 1, bandwidth), measure(small, 4056, "list", 1, bandwidth), measure(default, 7, "dense", 0, bandwidth)]
+    results = [
+        measure(default, 4056, "list", 1, bandwidth),
+        measure(small, 4056, "list", 1, bandwidth),
+        measure(default, 7, "dense", 0, bandwidth),
+    ]
     device = torch.cuda.get_device_properties(0)
-    write_results("kernels", {"environment": {**environment("torch", "triton", "numpy"), "gpu": device.name}, "copy_bytes_per_s": bandwidth,
-                              "evaluations": results})
+    write_results(
+        "kernels",
+        {
+            "environment": {**environment("torch", "triton", "numpy"), "gpu": device.name},
+            "copy_bytes_per_s": bandwidth,
+            "evaluations": results,
+        },
+    )
     console = Console(width=110)
     for r in results:
-        table = Table(title=f"{r['features']} features, {r['layers']} layers, {r['atoms']} atoms, {r['edges'] / r['atoms']:.1f} edges an atom: "
-                            f"{r['evaluation_us']:.0f} us, {r['atom_steps_per_s'] / 1e6:.2f} M atom-steps/s")
+        table = Table(
+            title=f"{r['features']} features, {r['layers']} layers, {r['atoms']} atoms, {r['edges'] / r['atoms']:.1f} edges an atom: "
+            f"{r['evaluation_us']:.0f} us, {r['atom_steps_per_s'] / 1e6:.2f} M atom-steps/s"
+        )
         for column in ("kernel", "us", "ns/atom", "floor us", "of floor"):
             table.add_column(column, justify="left" if column == "kernel" else "right")
         for k in r["kernels"]:
-            table.add_row(k["kernel"], f"{k['us']:.2f}", f"{1e3 * k['us'] / r['atoms']:.2f}", f"{k['floor_us']:.2f}", f"{k['us'] / max(k['floor_us'], 1e-9):.1f}")
+            table.add_row(
+                k["kernel"],
+                f"{k['us']:.2f}",
+                f"{1e3 * k['us'] / r['atoms']:.2f}",
+                f"{k['floor_us']:.2f}",
+                f"{k['us'] / max(k['floor_us'], 1e-9):.1f}",
+            )
         console.print(table)
 
 

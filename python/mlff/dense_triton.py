@@ -1,11 +1,13 @@
 """Products of features with weights on the GPU, by tensor cores of halves and yet to float32 accuracy.
 
-A number is kept as two halves, hi + lo, which together have 22 bits, and a product is hi hi + hi lo + lo hi with float32 sums: the float32 product but
-for 2^-22 of the largest terms (Markidis et al., NVIDIA Tensor Core Programmability, Performance & Precision, 2018). That takes half the time of the same
-trick with TF32, and the weights are split when the file is written. Halves have a narrow range, so
+A number is kept as two halves, hi + lo, which together have 22 bits, and a product is hi hi + hi lo + lo hi with float32
+sums: the float32 product but for 2^-22 of the largest terms (Markidis et al., NVIDIA Tensor Core Programmability, Performance
+& Precision, 2018). That takes half the time of the same trick with TF32, and the weights are split when the file is written.
+Halves have a narrow range, so
 
 - a weight is stored times WEIGHT_SCALE, hi above lo ([2 K, N]), and
-- a block of a row of features or gradients, of which nothing is known beforehand, is divided by a power of two near its largest number.
+- a block of a row of features or gradients, of which nothing is known beforehand, is divided by a power of two near its
+  largest number.
 
 The radial basis is bounded and needs no scale of its own.
 """

@@ -61,12 +61,13 @@ def radial(
 ):
     """Everything of a row that depends on distances and elements alone.
 
-    basis, slope: f16 [edges, 2 KB], B(d) and dB/dd as pairs of halves. moments: f32 [local, 4 SKP], sums over neighbours of element z of
-    B_k (1, u_x, u_y, u_z) at [a, z K + k]. repulsion_energy: f64 [local], repulsion_slope: f32 [edges].
-    KB and ROWS: K and 4 S rounded up to a power of two, at least 16.
+    basis, slope: f16 [edges, 2 KB], B(d) and dB/dd as pairs of halves. moments: f32 [local, 4 SKP], sums over neighbours of
+    element z of B_k (1, u_x, u_y, u_z) at [a, z K + k]. repulsion_energy: f64 [local], repulsion_slope: f32 [edges]. KB and
+    ROWS: K and 4 S rounded up to a power of two, at least 16.
 
-    First what needs float64, one edge a thread; then, from what that leaves in phase [edges, 4] (d / rc as 12 bits and a rest, f, df/dd), the basis:
-    in one loop, every thread that holds a part of a row of the basis would do the float64 work of that row again.
+    First what needs float64, one edge a thread; then, from what that leaves in phase [edges, 4] (d / rc as 12 bits and a
+    rest, f, df/dd), the basis: in one loop, every thread that holds a part of a row of the basis would do the float64 work of
+    that row again.
     """
     i = tl.program_id(0)
     if i >= tl.load(counts):

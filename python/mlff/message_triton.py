@@ -1,8 +1,9 @@
 """Message layers on the GPU (equations in message.py).
 
-Nothing is scattered: the forward pass sums over the row of the destination, the backward pass over the row of the source, whose edges are
-the same pairs seen from the other side. A program takes TILE consecutive rows, one after the other, and a slice of C channels.
-Narrow slices keep the registers of a program few, and so many of them at work, which is what hides the time that the gathers take.
+Nothing is scattered: the forward pass sums over the row of the destination, the backward pass over the row of the source,
+whose edges are the same pairs seen from the other side. A program takes TILE consecutive rows, one after the other, and a
+slice of C channels. Narrow slices keep the registers of a program few, and so many of them at work, which is what hides the
+time that the gathers take.
 """
 
 import triton
@@ -61,7 +62,8 @@ def source_features(
     counts, s, v, w1, b1, w2, b2, x, x_vv, hidden, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
     BK: tl.constexpr, EXIT: tl.constexpr,
 ):
-    """What atoms send, x [total, 5F]: x_s, x_vs and the three components of x_vv v, so that a neighbour reads five numbers a channel and not six.
+    """What atoms send, x [total, 5F]: x_s, x_vs and the three components of x_vv v, so that a neighbour reads five numbers a
+    channel and not six.
 
     Keeps x_vv [local, F] and the hidden layer before its activation, hidden [local, F], for the backward pass.
     """
@@ -94,9 +96,11 @@ def source_features(
 
 @triton.jit
 def source_features_backward(
-    counts, g, g_x, hidden, w1, w2, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr
+    counts, g, g_x, hidden, w1, w2, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
+    EXIT: tl.constexpr,
 ):
-    """dE/ds before the message layer, into the first F columns of g_out: that past the layer (g), and that through g_x [local, 3F]."""
+    """dE/ds before the message layer, into the first F columns of g_out: that past the layer (g), and that through g_x
+    [local, 3F]."""
     first = tl.program_id(0) // (F // BN) * BM
     if EXIT:
         if first >= tl.load(counts):
@@ -123,7 +127,8 @@ def message(
 ):
     """Sums of messages, added to the atoms' own features: s_out [local, F] and v_out [local, 3F].
 
-    x: [total, 5F], what atoms send: x_s, x_vs and the three components of x_vv v. filter: f16 [2 KB, 3F], the halves hi and below them lo.
+    x: [total, 5F], what atoms send: x_s, x_vs and the three components of x_vv v. filter: f16 [2 KB, 3F], the halves hi and
+    below them lo.
     """
     n = tl.load(counts)
     first = tl.program_id(0) // (F // C) * TILE
@@ -171,10 +176,11 @@ def message_backward(
 ):
     """Gradient of what row j sent: g_x [local, 3F], dE/dv in the last 3F columns of g_out [total, 4F], and that of the geometry.
 
-    An edge of row j stands here for the message that goes the other way, from j to its neighbour i, whose unit vector is the opposite
-    one. The sums over i are those of g_s w_s, -(u.g_v) w_vs and g_v w_vv; from the last follow both dE/dv_j (times x_vv) and
-    dE/dx_vv (times v_j). pair_gradient: f32 [edges, F / C, 4], for each slice of channels dE/dd and dE/du with respect to d and u of the
-    edge as row j has it, so that its sum over layers has one meaning. ADD: to what the layer above has written.
+    An edge of row j stands here for the message that goes the other way, from j to its neighbour i, whose unit vector is the
+    opposite one. The sums over i are those of g_s w_s, -(u.g_v) w_vs and g_v w_vv; from the last follow both dE/dv_j (times
+    x_vv) and dE/dx_vv (times v_j). pair_gradient: f32 [edges, F / C, 4], for each slice of channels dE/dd and dE/du with
+    respect to d and u of the edge as row j has it, so that its sum over layers has one meaning. ADD: to what the layer above
+    has written.
     """
     n = tl.load(counts)
     first = tl.program_id(0) // (F // C) * TILE
@@ -252,7 +258,8 @@ def message_first_backward(
 ):
     """Gradient [local, 4 SKP] with respect to the moments, which p and q of the first update depend on too.
 
-    g: its first F columns are dE/ds of the layer's output. g_v: its last 3F columns are dE/dv past the update, zero if this is the ONLY layer.
+    g: its first F columns are dE/ds of the layer's output. g_v: its last 3F columns are dE/dv past the update, zero if this
+    is the ONLY layer.
     """
     first = tl.program_id(0) // (SKP // BN) * BM
     if EXIT:

@@ -213,7 +213,9 @@ def cuda_plan(config: PaiNNConfig) -> CudaPlan:
     sizes = CudaSizes.of(config)
     f, n = sizes.features, config.layers
     plan = CudaPlan(cuda_tensor_dtypes(config))
-    for name, width, dtype in (("basis", 2 * sizes.basis_block, "f16"), ("slope", 2 * sizes.basis_block, "f16"), ("phase", 4, "f32"), ("repulsion_slope", 1, "f32"), ("gradient", 4, "f32")):
+    halves = 2 * sizes.basis_block
+    for name, width, dtype in (("basis", halves, "f16"), ("slope", halves, "f16"), ("phase", 4, "f32"), ("repulsion_slope", 1, "f32"),
+                               ("gradient", 4, "f32")):
         plan.buffer(name, "edges", width, dtype)
     neighbors_triton.search_buffers(plan)
     if n > 1:

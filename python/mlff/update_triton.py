@@ -1,9 +1,9 @@
 """Update layers on the GPU (equations in update.py).
 
-Programs hold BM rows. Along y the columns are divided, BN for each program, so that few atoms still occupy many multiprocessors; what
-several programs need (the hidden layer) each of them computes again, which is cheaper than another dependent kernel. Rows beyond the last
-atom exist, and what is computed there is never read: no load waits for the number of atoms. EXIT: leave early where all rows are such,
-for a capacity that exceeds the atoms by many blocks.
+Programs hold BM rows. The columns are divided among neighbouring programs, BN for each, so that few atoms still occupy many
+multiprocessors; what several programs need (the hidden layer) each of them computes again, which is cheaper than another
+dependent kernel. Rows beyond the last atom exist, and what is computed there is never read: no load waits for the number of
+atoms. EXIT: leave early where all rows are such, for a capacity that exceeds the atoms by many blocks.
 """
 
 import triton
@@ -15,7 +15,9 @@ NORM_EPSILON = tl.constexpr(1e-8)  # as in update.py
 
 
 @triton.jit
-def update_mix(counts, v, vu, pq, norm, dot, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr):
+def update_mix(
+    counts, v, vu, pq, norm, dot, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr
+):
     """p = v V and q = v U (pq: [local, 6F], p first), the norms of p and the products p.q ([local, F])."""
     first = tl.program_id(0) // (F // BN) * BM
     if EXIT:
@@ -50,8 +52,8 @@ def update(
 ):
     """New features: s_out [local, F] and v_out [local, 3F].
 
-    Keeps the hidden layer before its activation (hidden [local, F]) and a_vv, a_sv (gates [local, 2F]) for the backward pass. In the LAST
-    layer nobody reads the vectors.
+    Keeps the hidden layer before its activation (hidden [local, F]) and a_vv, a_sv (gates [local, 2F]) for the backward pass.
+    In the LAST layer nobody reads the vectors.
     """
     first = tl.program_id(0) // (F // BN) * BM
     if EXIT:
@@ -148,7 +150,8 @@ def update_backward(
 
 @triton.jit
 def update_mix_backward(
-    counts, g, g_pq, vu, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr, LAST: tl.constexpr
+    counts, g, g_pq, vu, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     """dE/dv of the layer's input, into the last 3F columns of g_out [total, 4F]."""
     first = tl.program_id(0) // (F // BN) * BM
