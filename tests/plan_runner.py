@@ -65,11 +65,11 @@ class PlanRunner:
         starts = np.array([0, total] if starts is None else starts, dtype=np.int32)
         self.n_total, self.n_local, n = total, n_local, len(starts) - 1
         permute = (self.search == "list" and n_local == total) if permute is None else permute
-        self.scalars = {"edge_capacity": edge_capacity, "candidate_capacity": candidate_capacity, "bin_capacity": max(64, 2 * (total + 15) // 16 * 16)}
+        self.scalars = {"edge_capacity": edge_capacity, "candidate_capacity": candidate_capacity}
         rows = {"local": padded(n_local + extra_rows), "total": padded(total + extra_rows), "structures": n, "one": 1}
         rows["edges"] = rows["total"] * edge_capacity
         rows["candidates"] = rows["total"] * candidate_capacity
-        rows["bins"] = self.scalars["bin_capacity"]
+        rows["bins"] = max(64, 2 * (total + 15) // 16 * 16)
         self.rows = rows
 
         def full(count, width, dtype):

@@ -12,7 +12,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char *kRowNames[] = {"local", "total", "edges", "candidates", "structures", "structures_plus_1", "bins", "one"};
-constexpr const char *kScalarNames[kScalars] = {"edge_capacity", "candidate_capacity", "bin_capacity"};
+constexpr const char *kScalarNames[kScalars] = {"edge_capacity", "candidate_capacity"};
 constexpr const char *kCallerNames[kCallers] = {"caller_positions", "caller_box", "caller_energy", "caller_forces"};
 constexpr int64_t kMaxShared = 232448, kMaxProgramsPerBlock = 65535, kMaxRowsPerBlock = 1 << 20;
 constexpr size_t kMaxTable = 1000, kMaxArguments = 200;

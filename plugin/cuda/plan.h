@@ -43,7 +43,7 @@ struct Array {
   int64_t width;
 };
 
-enum Scalar { kEdgeCapacity, kCandidateCapacity, kBinCapacity, kScalars };
+enum Scalar { kEdgeCapacity, kCandidateCapacity, kScalars };
 
 // Device pointers of the caller of mlff_system_compute_device.
 enum Caller { kCallerPositions, kCallerBox, kCallerEnergy, kCallerForces, kCallers };

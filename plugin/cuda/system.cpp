@@ -222,7 +222,7 @@ size_t CudaSystem::bytes() const {
 
 void CudaSystem::launch(const Stage &stage, StreamHandle stream, const DevicePointer *caller) {
   const Device::Function &function = device_->function(stage.kernel);
-  const int32_t scalars[kScalars] = {int32_t(capacity_.edges), int32_t(capacity_.candidates), int32_t(capacity_.bins())};
+  const int32_t scalars[kScalars] = {int32_t(capacity_.edges), int32_t(capacity_.candidates)};
   std::vector<DevicePointer> values(stage.args.size() + 2, 0);  // the last two are Triton's scratch areas
   std::vector<void *> parameters;
   for (size_t k = 0; k < values.size(); k++) {

@@ -370,15 +370,7 @@ class System:
                 raise MLFFInputError("cell and pbc must be None when neighbours or ghosts are given: periodicity is in the ghosts")
             self._call("compute", positions.ctypes.data, byref(pointers))
         else:
-            cell = None if cell is None else _array(cell, np.float64, (3, 3), "cell")
-            pbc = None if pbc is None else np.array(np.broadcast_to(pbc, 3), dtype=bool).astype(np.int32)
-            self._call(
-                "compute_periodic",
-                positions.ctypes.data,
-                None if cell is None else cell.ctypes.data,
-                None if pbc is None else pbc.ctypes.data,
-                byref(pointers),
-            )
+            self._compute_in_cells("compute_periodic", positions, cell, pbc, (), "cell", pointers)
         if "energy" in results:
             results["energy"] = float(results["energy"][0])
         return results
@@ -400,16 +392,20 @@ class System:
         n = self._n_structures
         results, pointers = self._results(want, (n, 6))
         positions = _array(positions, np.float64, (self._n_total, 3), "positions")
-        cells = None if cells is None else _array(cells, np.float64, (n, 3, 3), "cells")
-        pbcs = None if pbcs is None else np.array(np.broadcast_to(pbcs, (n, 3)), dtype=bool).astype(np.int32)
+        self._compute_in_cells("compute_batch", positions, cells, pbcs, (n,), "cells", pointers)
+        return results
+
+    def _compute_in_cells(self, function: str, positions, cells, pbcs, shape: Tuple[int, ...], name: str, pointers: _Results) -> None:
+        """Calls a function that takes cells [*shape, 3, 3] and periodic directions [*shape, 3]; ``name`` is what errors call the cells."""
+        cells = None if cells is None else _array(cells, np.float64, (*shape, 3, 3), name)
+        pbcs = None if pbcs is None else np.array(np.broadcast_to(pbcs, (*shape, 3)), dtype=bool).astype(np.int32)
         self._call(
-            "compute_batch",
+            function,
             positions.ctypes.data,
             None if cells is None else cells.ctypes.data,
             None if pbcs is None else pbcs.ctypes.data,
             byref(pointers),
         )
-        return results
 
     def compute_device(self, arrays: DeviceArrays) -> None:
         """Evaluates atoms that are in the memory of the system's GPU (``mlff_system_compute_device`` of plugin/mlff.h)."""

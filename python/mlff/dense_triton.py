@@ -5,7 +5,7 @@ sums: the float32 product but for 2^-22 of the largest terms (Markidis et al., N
 & Precision, 2018). That takes half the time of the same trick with TF32, and the weights are split when the file is written.
 Halves have a narrow range, so
 
-- a weight is stored times WEIGHT_SCALE, hi above lo ([2 K, N]), and
+- a weight is stored times HALVES_SCALE, hi above lo ([2 K, N]), and
 - a block of a row of features or gradients, of which nothing is known beforehand, is divided by a power of two near its
   largest number.
 
@@ -15,8 +15,9 @@ The radial basis is bounded and needs no scale of its own.
 import triton
 import triton.language as tl
 
-WEIGHT_SCALE = 256.0  # weights of a trained model are far below 65504 / 256, and their lo parts far above the smallest half
-_UNSCALE = tl.constexpr(1.0 / WEIGHT_SCALE)
+from .plan import HALVES_SCALE
+
+_UNSCALE = tl.constexpr(1.0 / HALVES_SCALE)
 
 
 @triton.jit
@@ -32,7 +33,7 @@ def silu_slope(h):
 
 @triton.jit
 def halves(a):
-    """hi, lo [BM, BK] of the rows of a divided by a power of two, and that power over WEIGHT_SCALE [BM, 1]."""
+    """hi, lo [BM, BK] of the rows of a divided by a power of two, and that power over HALVES_SCALE [BM, 1]."""
     largest = tl.max(tl.abs(a), 1, keep_dims=True)
     exponent = tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) & 255, 253)
     a *= ((254 - exponent) << 23).to(tl.float32, bitcast=True)

@@ -121,6 +121,14 @@ def source_features_backward(
 
 
 @triton.jit
+def filter_weights(filter, k, c, F: tl.constexpr, KB: tl.constexpr):
+    """Columns c of the three blocks of a filter [2 KB, 3F], each [KB, C]: their hi parts, then their lo parts."""
+    w = filter + k[:, None] * (3 * F) + c[None, :]
+    rest = w + KB * (3 * F)
+    return tl.load(w), tl.load(w + F), tl.load(w + 2 * F), tl.load(rest), tl.load(rest + F), tl.load(rest + 2 * F)
+
+
+@triton.jit
 def message(
     counts, x, s, v, filter, edge_count, neighbors, geometry, basis, s_out, v_out, edge_capacity, F: tl.constexpr, KB: tl.constexpr,
     TILE: tl.constexpr, C: tl.constexpr, BE: tl.constexpr,
@@ -134,10 +142,7 @@ def message(
     first = tl.program_id(0) // (F // C) * TILE
     c = tl.program_id(0) % (F // C) * C + tl.arange(0, C)
     k = tl.arange(0, KB)
-    w = filter + k[:, None] * (3 * F) + c[None, :]
-    rest = w + KB * (3 * F)
-    w_s, w_vs, w_vv = tl.load(w), tl.load(w + F), tl.load(w + 2 * F)
-    r_s, r_vs, r_vv = tl.load(rest), tl.load(rest + F), tl.load(rest + 2 * F)
+    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, c, F, KB)
     zero = tl.zeros([BE, C], tl.float32)
     for step in range(0, tl.minimum(TILE, n - first)):
         i = first + step
@@ -187,10 +192,7 @@ def message_backward(
     slice = tl.program_id(0) % (F // C)
     c = slice * C + tl.arange(0, C)
     k = tl.arange(0, KB)
-    w = filter + k[:, None] * (3 * F) + c[None, :]
-    rest = w + KB * (3 * F)
-    w_s, w_vs, w_vv = tl.load(w), tl.load(w + F), tl.load(w + 2 * F)
-    r_s, r_vs, r_vv = tl.load(rest), tl.load(rest + F), tl.load(rest + 2 * F)
+    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, c, F, KB)
     zero = tl.zeros([BE, C], tl.float32)
     for step in range(0, tl.minimum(TILE, n - first)):
         j = first + step

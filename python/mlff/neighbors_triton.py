@@ -201,7 +201,7 @@ def grid(counts, positions, starts, boxes, cutoff, rebuild, reference_box, grid_
     """Bins of one structure, of at least the reach of the list wherever there is room.
 
     Directions that are not periodic have unit vectors orthogonal to the others; the atoms' extent is divided there. A structure has
-    at most as many bins as atoms, so those of structure b are the bins from starts[b] on, and bin_capacity need only be n_total.
+    at most as many bins as atoms, so those of structure b are the bins from starts[b] on, and n_total bins are enough.
 
     grid_axes f64 [structures, 16]: three rows whose product with a position is the place in a direction, counted in cells or
     Angstrom; what is subtracted from it; bins per unit. grid_bins i32 [structures, 8]: numbers of bins; how many bins the list

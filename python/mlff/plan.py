@@ -78,7 +78,7 @@ CUDA_INPUTS = {
     "rebuild": "i32", "flags": "i32", "energies": "f64", "virials": "f64", "atom_energy": "f64", "forces": "f64", "atom_virial": "f64",
     "status": "i32", "units": "f64", "caller_atoms": "i32", "caller_energy": "f64",
 }
-CUDA_SCALARS = ("edge_capacity", "candidate_capacity", "bin_capacity")
+CUDA_SCALARS = ("edge_capacity", "candidate_capacity")
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Schedule:
     edge_warps: int
 
 
-HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves (WEIGHT_SCALE of dense_triton.py)
+HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves: far below 65504 / 256, their lo parts far above the smallest half
 SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
 SMALL = Schedule("small", Blocks(16, 32, 128, 8), Blocks(16, 32, 128, 8), Blocks(16, 32, 128, 4), spread=True, tile=1, edges=32, edge_warps=4)
 LARGE = Schedule("large", Blocks(64, 32, 32, 4), Blocks(32, 64, 32, 4), Blocks(32, 64, 64, 4), spread=False, tile=8, edges=16, edge_warps=2)
@@ -235,8 +235,7 @@ def cuda_plan(config: PaiNNConfig) -> CudaPlan:
             plan.buffer(f"x{layer}", "total", 5 * f)
             for name, width in (("x_vv", f), ("source_hidden", f), ("v", 3 * f)):
                 plan.buffer(f"{name}{layer}", "local", width)
-    search = neighbors_triton.search_stages(plan)
-    plan.search = search
+    plan.search = neighbors_triton.search_stages(plan)
     plan.schedules = [
         {"max_rows": SMALL_ROWS, "stages": _cuda_stages(plan, config, sizes, SMALL) + forces_triton.force_stages(plan)},
         {"max_rows": None, "stages": _cuda_stages(plan, config, sizes, LARGE) + forces_triton.force_stages(plan, large=True)},
