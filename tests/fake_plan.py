@@ -56,6 +56,7 @@ def plan() -> dict:
     return {
         "buffers": [dict(zip(("name", "dtype", "rows", "width"), b)) for b in BUFFERS],
         "kernels": kernels,
+        "overlapping": ["sm_90"],
         "search": {"dense": [stage("dense")], "list": [stage("list")]},
         "schedules": [
             {"max_rows": 100, "stages": schedule("features.small")},

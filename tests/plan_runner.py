@@ -118,4 +118,5 @@ class PlanRunner:
             args = [
                 self.scalars[x] if x in CUDA_SCALARS else self.arrays[x] if x in self.arrays else self.tensors[x] for x in stage["args"]
             ]
-            launch.function[grid](*args, **launch.constants, num_warps=launch.warps, num_stages=launch.stages)
+            overlap = {"launch_pdl": True} if self.device != "cpu" and torch.cuda.get_device_capability()[0] >= 9 else {}
+            launch.function[grid](*args, **launch.constants, num_warps=launch.warps, num_stages=launch.stages, **overlap)

@@ -60,7 +60,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled():
     steps = []
-    kernels, tensors = compile.compile_plan(toy_plan("scale.small"), (80, 90), lambda done, total: steps.append((done, total)))
+    plan, tensors = compile.compile_plan(toy_plan("scale.small"), (80, 90), lambda done, total: steps.append((done, total)))
+    kernels = plan["kernels"]
+    assert plan["overlapping"] == []  # this kernel waits for nothing
     assert steps == [(1, 2), (2, 2)]
     return kernels, tensors
 
@@ -99,7 +101,8 @@ def test_ptx(compiled, tmp_path):
 
 
 def test_no_architecture_leaves_ptx():
-    kernels, tensors = compile.compile_plan(toy_plan(), ())
+    plan, tensors = compile.compile_plan(toy_plan(), ())
+    kernels = plan["kernels"]
     assert list(tensors) == ["cuda.ptx.scale"] and list(kernels["scale"]["shared"]) == ["ptx"]
 
 
@@ -113,7 +116,7 @@ def test_shared_memory():
     types = ["f32*", "f32*", "i32"]
     plan = toy_plan()
     plan.launches["greedy"] = Launch(greedy, {"M": 64, "K": 128}, warps=4, stages=4, types=types)
-    shared = compile.compile_plan(plan, (90,))[0]["greedy"]["shared"]
+    shared = compile.compile_plan(plan, (90,))[0]["kernels"]["greedy"]["shared"]
     assert shared["ptx"] <= 99 << 10 < shared["sm_90"]
     with pytest.raises(compile.CompileError, match="kernel greedy for sm_80: .* bytes of shared memory, 101376 are there; use"):
         compile.compile_plan(toy_plan("greedy", greedy, types, M=64, K=512), ())

@@ -41,6 +41,13 @@ std::string architecture_for(const Model &model, int ordinal) {
   return chosen;
 }
 
+// Whether the code for an architecture waits by itself, and the driver takes launches that rely on it.
+bool can_overlap(const Plan &plan, const std::string &architecture) {
+  int version = 0;
+  MLFF_CUDA(cuDriverGetVersion, &version);
+  return version >= kOverlapDriver && std::count(plan.overlapping.begin(), plan.overlapping.end(), architecture) > 0;
+}
+
 }  // namespace
 
 std::string choose_architecture(const std::vector<std::string> &architectures, int major, int minor) {
@@ -75,6 +82,7 @@ Device::Device(std::shared_ptr<const Model> m, int n)
       plan(*model->cuda_plan),
       ordinal(n),
       context(primary_context(n)),
+      overlaps(can_overlap(plan, architecture_for(*model, n))),
       architecture_(architecture_for(*model, n)),
       max_shared_(attribute(kAttributeMaxShared, n)),
       functions_(plan.kernels.size()) {

@@ -36,6 +36,7 @@ class Device {
   const Plan &plan;
   const int ordinal;
   const Context context;
+  const bool overlaps;  // kernels may be launched while the one before runs: they wait for it where they must
 
  private:
   const std::string architecture_;

@@ -29,7 +29,25 @@ constexpr int kFunctionMaxDynamicShared = 8;                                    
 constexpr int kPointerDeviceOrdinal = 9;                                             // CU_POINTER_ATTRIBUTE_...
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr int kCaptureThreadLocal = 1, kNotCapturing = 0;
-constexpr int kMinDriver = 12000;  // CUDA 12.0
+constexpr int kMinDriver = 12000;       // CUDA 12.0
+constexpr int kOverlapDriver = 12030;   // captures launches that overlap with the kernel before
+constexpr int kAttributeOverlap = 6;    // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+struct LaunchAttribute {  // CUlaunchAttribute
+  int id;
+  char padding[4];
+  union {
+    int on;
+    char all[64];
+  };
+};
+
+struct LaunchConfig {  // CUlaunchConfig
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+  StreamHandle stream;
+  LaunchAttribute *attributes;
+  unsigned n_attributes;
+};
 
 // name here and in messages, symbol of the library, parameters
 #define MLFF_CUDA_FUNCTIONS(X)                                                                                                \
@@ -66,9 +84,8 @@ constexpr int kMinDriver = 12000;  // CUDA 12.0
   X(cuGraphLaunch, "cuGraphLaunch", (GraphExecHandle exec, StreamHandle stream))                                              \
   X(cuGraphExecDestroy, "cuGraphExecDestroy", (GraphExecHandle exec))                                                         \
   X(cuGraphDestroy, "cuGraphDestroy", (GraphHandle graph))                                                                    \
-  X(cuLaunchKernel, "cuLaunchKernel",                                                                                         \
-    (FunctionHandle function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,          \
-     unsigned block_z, unsigned shared_bytes, StreamHandle stream, void **parameters, void **extra))
+  X(cuLaunchKernel, "cuLaunchKernelEx",                                                                                       \
+    (const LaunchConfig *config, FunctionHandle function, void **parameters, void **extra))
 
 struct Driver {
 #define MLFF_CUDA_MEMBER(name, symbol, parameters) Result(*name) parameters = nullptr;

@@ -106,6 +106,9 @@ class Parser {
     }
     for (const json &buffer : list_field(entry, "buffers", where_)) add_buffer(buffer);
     for (const auto &[name, kernel] : object_field(entry, "kernels", where_).items()) add_kernel(name, kernel);
+    plan_.overlapping = names_field(entry, "overlapping", where_);
+    for (const std::string &a : plan_.overlapping)
+      if (!is_architecture(a)) bad(where_ + ": overlapping: there is no architecture \"" + a.substr(0, 80) + "\"");
     const json &search = object_field(entry, "search", where_);
     plan_.dense = stages(list_field(search, "dense", where_ + ": search"), where_ + ": dense search", false);
     plan_.list = stages(list_field(search, "list", where_ + ": search"), where_ + ": list search", false);

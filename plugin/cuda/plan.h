@@ -86,6 +86,7 @@ struct Plan {
   std::vector<Schedule> schedules;
   Stages imports[2], exports[2];           // for float32 and float64
   std::vector<std::string> architectures;  // of all kernels: "sm_90" ..., "ptx"
+  std::vector<std::string> overlapping;    // those of them whose kernels wait by themselves for the kernel before
   int32_t max_exchange_width = 0;
 
   int find(const std::string &name) const;  // index of an array, or -1

@@ -220,7 +220,7 @@ size_t CudaSystem::bytes() const {
 
 // ---- launches ---------------------------------------------------------------------------------------------------------
 
-void CudaSystem::launch(const Stage &stage, StreamHandle stream, const DevicePointer *caller) {
+void CudaSystem::launch(const Stage &stage, StreamHandle stream, bool overlap, const DevicePointer *caller) {
   const Device::Function &function = device_->function(stage.kernel);
   const int32_t scalars[kScalars] = {int32_t(capacity_.edges), int32_t(capacity_.candidates)};
   std::vector<DevicePointer> values(stage.args.size() + 2, 0);  // the last two are Triton's scratch areas
@@ -239,8 +239,19 @@ void CudaSystem::launch(const Stage &stage, StreamHandle stream, const DevicePoi
   const int64_t rows = std::max<int64_t>(1, capacity_.rows(stage.grid_rows));
   const int64_t programs = (rows + stage.rows_per_block - 1) / stage.rows_per_block * stage.programs_per_block;
   if (programs > INT32_MAX) fail(MLFF_ERROR_RESOURCE, "%lld atoms are more than one GPU kernel can count; use more ranks", (long long)n_total_);
-  MLFF_CUDA(cuLaunchKernel, function.handle, unsigned(programs), 1, 1, function.threads, 1, 1, function.shared_bytes, stream,
-            parameters.data(), nullptr);
+  LaunchAttribute attribute{kAttributeOverlap, {}, {1}};
+  const LaunchConfig config{unsigned(programs), 1,         1, function.threads, 1, 1, function.shared_bytes, stream,
+                            &attribute,         unsigned(overlap)};
+  MLFF_CUDA(cuLaunchKernel, &config, function.handle, parameters.data(), nullptr);
+}
+
+void CudaSystem::launch(std::span<const Stage *const> stages, StreamHandle stream, const DevicePointer *caller) {
+  bool overlap = false;  // with what was in the stream before: nobody knows what that is
+  for (const Stage *stage : stages) {
+    if (stage->kernel < 0) continue;
+    launch(*stage, stream, overlap, caller);
+    overlap = device_->overlaps;
+  }
 }
 
 CudaSystem::Graphs &CudaSystem::graphs(const Setup &setup) {
@@ -259,8 +270,7 @@ CudaSystem::Graphs &CudaSystem::graphs(const Setup &setup) {
     GraphExec piece;
     if (std::any_of(it, end, [](const Stage *s) { return s->kernel >= 0; }))
       piece = capture(device_->context, stream_.get(), [&] {
-        for (auto s = it; s != end; s++)
-          if ((*s)->kernel >= 0) launch(**s, stream_.get());
+        launch({it, end}, stream_.get());
       });
     made.pieces.push_back(std::move(piece));
     if ((it = end) == list.end()) break;

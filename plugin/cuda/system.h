@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "../neighbors.h"
@@ -73,7 +74,9 @@ class CudaSystem : public System {
   void put(Input input, const void *data, size_t bytes, StreamHandle stream);  // unless the device holds the same
   void upload(const Setup &setup, StreamHandle stream);
 
-  void launch(const Stage &stage, StreamHandle stream, const DevicePointer *caller = nullptr);
+  // overlap: the kernel before is one of the plan, and this one may start before that has ended.
+  void launch(const Stage &stage, StreamHandle stream, bool overlap, const DevicePointer *caller);
+  void launch(std::span<const Stage *const> stages, StreamHandle stream, const DevicePointer *caller = nullptr);
   Graphs &graphs(const Setup &setup);
   bool run(const Setup &setup, StreamHandle stream);               // false: more room is needed, nothing was exchanged
   bool exchange_rows(int array, bool first, StreamHandle stream);  // likewise

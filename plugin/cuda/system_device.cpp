@@ -89,9 +89,11 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
   const auto wanted = [&](const Setup &setup) {
     return Warm{setup, a.is_double != 0, a.box != nullptr, a.energy != nullptr, backward, a.length_unit, a.energy_unit};
   };
-  const auto launch_all = [&](const Stages &stages) {
-    for (const Stage &stage : stages)
-      if (stage.runs(backward) && stage.kernel >= 0) launch(stage, stream, caller);
+  const auto launch_all = [&](const Stages &list) {
+    std::vector<const Stage *> stages;
+    for (const Stage &stage : list)
+      if (stage.runs(backward)) stages.push_back(&stage);
+    launch(stages, stream, caller);
   };
 
   if (capturing != kNotCapturing) {
@@ -101,8 +103,7 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
            "the stream is capturing: evaluate once before capturing, with the same atoms, units and kinds of results");
     captured_ = true;
     launch_all(imports);
-    for (const Stage *stage : stages(warm_->setup))
-      if (stage->kernel >= 0) launch(*stage, stream);
+    launch(stages(warm_->setup), stream);
     launch_all(exports);
     return;
   }

@@ -59,7 +59,7 @@ def compile_plan(
         progress: called with the numbers of finished and of all compilations.
 
     Returns:
-        the table ``kernels`` of the plan and the tensors with the code (docs/cuda.md).
+        ``kernels`` and ``overlapping`` of the plan, and the tensors with the code (docs/cuda.md).
 
     Raises:
         ValueError: an architecture that is none of ARCHITECTURES.
@@ -86,7 +86,10 @@ def compile_plan(
             for code, content in codes.items():
                 kernels[name]["shared"][code] = answer["shared"]
                 tensors[f"cuda.{code}.{name}"] = np.frombuffer(content, np.uint8)
-    return kernels, tensors
+    overlapping = [
+        f"sm_{x}" for x in architectures if all(answer["waits"] for job, answer in answers.items() if x in json.loads(job)["architectures"])
+    ]
+    return {"kernels": kernels, "overlapping": overlapping}, tensors
 
 
 def check_architectures(architectures: Sequence[int]) -> None:
@@ -211,7 +214,8 @@ def _compile(module, function, types, constants, warps, stages, target, architec
     """One kernel for one of Triton's targets.
 
     Returns:
-        ptx, the text; cubins, the machine code made of it in base64, by architecture; shared, the bytes of shared memory.
+        ptx, the text; cubins, the machine code made of it in base64, by architecture; shared, the bytes of shared memory; waits,
+        whether it waits by itself for the kernel before (launch_triton.py).
     """
     import triton
     from triton import knobs
@@ -250,7 +254,7 @@ def _compile(module, function, types, constants, warps, stages, target, architec
     ):
         if value != expected:
             raise ValueError(f"{what}: the compiled kernel has {value}, the executor expects {expected}")
-    return {"shared": metadata.shared, **codes}
+    return {"shared": metadata.shared, "waits": "griddepcontrol.wait" in ptx, **codes}
 
 
 def _assembler(architectures: Sequence[int], max_shared: int) -> Callable:

@@ -10,14 +10,23 @@ Halves have a narrow range, so
   largest number.
 
 The radial basis is bounded and needs no scale of its own.
+
+Every kernel of an atom-wise layer is one product: a program has BM rows and BN columns, loads its weights before it waits for the
+kernel before (launch_triton.py), and then its rows. Programs next to each other share the rows. Rows beyond the last atom exist,
+and what is computed there is never read: no load waits for the number of atoms. EXIT: leave early where all rows are such, for a
+capacity that exceeds the atoms by many blocks.
+
+The gradient of a hidden layer has three blocks of columns of the second weight to sum over. Each is a product of other programs,
+and the kernel that reads them adds them up: g_hidden [local, 3F].
 """
 
 import triton
 import triton.language as tl
 
+from .launch_triton import previous_kernel
 from .plan import HALVES_SCALE
 
-_UNSCALE = tl.constexpr(1.0 / HALVES_SCALE)
+UNSCALE = tl.constexpr(1.0 / HALVES_SCALE)
 
 
 @triton.jit
@@ -32,30 +41,65 @@ def silu_slope(h):
 
 
 @triton.jit
+def store_hidden(active, slope, at, h):
+    """What is kept of a hidden layer h: silu(h) for the next product, the derivative for the backward pass."""
+    tl.store(active + at, silu(h))
+    tl.store(slope + at, silu_slope(h))
+
+
+@triton.jit
+def place(ACROSS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Rows [BM, 1] and columns [1, BN] of this program, of which ACROSS share the rows."""
+    row = tl.program_id(0) // ACROSS * BM + tl.arange(0, BM)
+    return row.to(tl.int64)[:, None], (tl.program_id(0) % ACROSS * BN + tl.arange(0, BN))[None, :]
+
+
+@triton.jit
 def halves(a):
-    """hi, lo [BM, BK] of the rows of a divided by a power of two, and that power over HALVES_SCALE [BM, 1]."""
+    """hi, lo [BM, K] of the rows of a divided by a power of two, and that power over HALVES_SCALE [BM, 1]."""
     largest = tl.max(tl.abs(a), 1, keep_dims=True)
     exponent = tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) & 255, 253)
     a *= ((254 - exponent) << 23).to(tl.float32, bitcast=True)
     hi = a.to(tl.float16)
-    return hi, (a - hi.to(tl.float32)).to(tl.float16), (exponent << 23).to(tl.float32, bitcast=True) * _UNSCALE
+    return hi, (a - hi.to(tl.float32)).to(tl.float16), (exponent << 23).to(tl.float32, bitcast=True) * UNSCALE
 
 
 @triton.jit
-def halves_product(hi, lo, w, LO: tl.constexpr):
-    """Product of pairs of halves with the weights [BK, BN] at w, whose lo parts are LO further on."""
-    w_hi = tl.load(w)
-    return tl.dot(hi, w_hi, tl.dot(hi, tl.load(w + LO), tl.dot(lo, w_hi)))
+def weights(w, LO: tl.constexpr):
+    """hi, lo of the weights [K, BN] at w, whose lo parts are LO further on."""
+    return tl.load(w), tl.load(w + LO)
 
 
 @triton.jit
-def product(a, w, LO: tl.constexpr):
-    """a @ weight for float32 a [BM, BK]."""
+def halves_product(hi, lo, scale, w_hi, w_lo):
+    """Product of what :func:`halves` and :func:`weights` give."""
+    if hi.shape[0] > 16:
+        return tl.dot(hi, w_hi, tl.dot(hi, w_lo, tl.dot(lo, w_hi))) * scale
+    # For few atoms three sums of their own: none waits for another, and the compiler does not chain what is scaled first.
+    return tl.dot(hi, w_hi) * scale + (tl.dot(hi, w_lo) * scale + tl.dot(lo, w_hi) * scale)
+
+
+@triton.jit
+def product(a, w_hi, w_lo):
+    """a @ weight for float32 a [BM, K]."""
     hi, lo, scale = halves(a)
-    return halves_product(hi, lo, w, LO) * scale
+    return halves_product(hi, lo, scale, w_hi, w_lo)
 
 
 @triton.jit
-def filter_product(hi, lo, w_hi, w_lo):
-    """Rows of the basis, as pairs of halves, times a filter weight that has been loaded."""
-    return tl.dot(hi, w_hi, tl.dot(hi, w_lo, tl.dot(lo, w_hi))) * _UNSCALE
+def filter_columns(C: tl.constexpr):
+    """Which channel each column of a filter product is of. A thread holds columns 2 q, 2 q + 1, 8 + 2 q, 9 + 2 q of the product,
+    and channels 4 q to 4 q + 3 of what it gathers: with the columns in this order they meet without going through other threads.
+    """
+    n = tl.arange(0, C)
+    return n // 16 * 16 + n // 2 % 4 * 4 + n // 8 % 2 * 2 + n % 2
+
+
+@triton.jit
+def filter_product(hi, lo, w_hi, w_lo, BE: tl.constexpr, C: tl.constexpr):
+    """Rows of the basis [BE, KB], as pairs of halves, times a filter weight whose columns are in the order of filter_columns.
+
+    The result is in the order of the channels, and HALVES_SCALE times too large.
+    """
+    f = tl.dot(hi, w_hi, tl.dot(hi, w_lo, tl.dot(lo, w_hi)))
+    return tl.reshape(tl.permute(tl.reshape(f, (BE, C // 16, 2, 4, 2)), (0, 1, 3, 2, 4)), (BE, C))

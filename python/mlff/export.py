@@ -73,8 +73,8 @@ def cuda_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
         w, u = f"gpu.layers.{index}.", layer.update
         if index == 0:
             weights[w + "q_s"] = padded(more_rows(q_s, sizes.moments), sizes.moments, full)
-            weights[w + "q_v"] = padded(more_rows(q_v, sizes.moments), sizes.moments, full)
-            weights[w + "q_vu"] = padded(more_rows(q_v @ u["vu"], sizes.moments), sizes.moments, 2 * full)
+            q_vpq = torch.cat([q_v, q_v @ u["vu"]], 1)
+            weights[w + "q_vpq"] = padded(more_rows(q_vpq, sizes.moments), sizes.moments, 3 * full)
         else:
             for name, shape in (("w1", (full, full)), ("b1", (full,)), ("w2", (full, 3 * full)), ("b2", (3 * full,))):
                 weights[w + "source." + name] = padded(layer.source[name], *shape)
@@ -154,8 +154,8 @@ def build_payload(
     plans, tensors = {"cpu": cpu_plan(config).to_dict()}, {**plan_tensors(rounded), **reference_tensors(rounded, structures)}
     if architectures:
         plan = cuda_plan(config)
-        kernels, code = compile.compile_plan(plan, architectures, progress)
-        plans["cuda"] = {**plan.to_dict(), "kernels": kernels}
+        compiled, code = compile.compile_plan(plan, architectures, progress)
+        plans["cuda"] = {**plan.to_dict(), **compiled}
         tensors.update({**cuda_tensors(rounded), **code})
     header = {
         "architecture": "painn",

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .launch_triton import previous_kernel
+
 
 @triton.jit
 def envelope(x):
@@ -13,8 +15,8 @@ def envelope(x):
 
 
 @triton.jit
-def zbl(d, prefactor, inverse_length, radius):
-    """Half pair energy in eV and its derivative (repulsion.repulsion)."""
+def zbl(d, inverse, prefactor, inverse_length, radius):
+    """Half pair energy in eV and its derivative (repulsion.repulsion); inverse: 1 / d."""
     phi = d * 0.0
     dphi = d * 0.0
     for term in tl.static_range(4):
@@ -24,40 +26,64 @@ def zbl(d, prefactor, inverse_length, radius):
         phi += value
         dphi -= exponent * value
     f, df = envelope(d / radius)
-    return prefactor * phi / d * f, prefactor / d * ((dphi - phi / d) * f + phi * df / radius)
+    phi, dphi = prefactor * inverse * phi, prefactor * inverse * (dphi - inverse * phi)
+    return phi * f, dphi * f + phi * df / radius
 
 
 @triton.jit
-def sine_cosine(number, x, x_rest):
-    """sin and cos of pi n (x + x_rest) in float32, good to the last digits for every n < 2048.
+def first_wave(x):
+    """sin and cos of pi x in float64 for x in [0, 1], to 1e-13: Taylor series about the middle."""
+    y = 3.141592653589793 * (x - 0.5)
+    z = y * y
+    sine, cosine = z * 0.0 + 1.0, z * 0.0 + 1.0
+    for n in tl.static_range(9, 0, -1):
+        sine = 1.0 - sine * z * (1.0 / (2 * n * (2 * n + 1)))
+        cosine = 1.0 - cosine * z * (1.0 / (2 * n * (2 * n - 1)))
+    return cosine, -y * sine
 
-    x has at most 12 bits behind the point, so that n x, its whole turns and its quarter turns are exact.
-    """
-    turns = number * x
-    turns -= 2.0 * tl.floor(0.5 * turns + 0.5)
-    quarter = tl.floor(2.0 * turns + 0.5)
-    r = turns - 0.5 * quarter + number * x_rest
-    z = r * r
-    s = r * (3.14159265 + z * (-5.16771278 + z * (2.55016404 + z * (-0.599264529 + z * 0.0821458866))))
-    c = 1.0 + z * (-4.93480220 + z * (4.05871213 + z * (-1.33526277 + z * (0.235330630 - z * 0.0258068913))))
-    even = 1.0 - tl.abs(quarter)
-    odd = even == 0.0
-    return tl.where(odd, c * quarter, s * even), tl.where(odd, -s * quarter, c * even)
+
+@triton.jit
+def next_wave(sine, cosine, sine_1, cosine_1):
+    """sin and cos of an angle, from those of the angle less the first one and of the first one."""
+    return sine * cosine_1 + cosine * sine_1, cosine * cosine_1 - sine * sine_1
+
+
+@triton.jit
+def basis_of(k: tl.constexpr, K: tl.constexpr, sine, cosine, inverse, f, df, wave):
+    """Row k of the radial basis and its derivative, f32, from the sine and cosine of pi (k + 1) d / rc, 1 / d, the cutoff's f and
+    df/dd, and pi / rc. The last row is the cutoff alone."""
+    if k == K - 1:
+        return f, df
+    else:
+        shape = sine.to(tl.float32) * inverse
+        return shape * f, ((wave * (k + 1.0)) * cosine.to(tl.float32) - shape) * inverse * f + shape * df
+
+
+@triton.jit
+def stack(columns):
+    """[N, 2, 2, ...] of a tuple of columns [N], a power of two of them."""
+    if len(columns) == 1:
+        return columns[0]
+    else:
+        half: tl.constexpr = len(columns) // 2
+        return tl.join(stack(columns[0::2]), stack(columns[1::2]))
 
 
 @triton.jit
 def store_halves(rows, values, mask, KB: tl.constexpr):
-    """Writes float32 rows [BE, KB] as pairs of halves [hi, lo] (docs/cuda.md)."""
+    """Writes float32 rows [BE, KB] as pairs of halves [hi, lo] (docs/cuda.md), which are returned."""
     hi = values.to(tl.float16)
+    lo = (values - hi.to(tl.float32)).to(tl.float16)
     tl.store(rows, hi, mask=mask)
-    tl.store(rows + KB, (values - hi.to(tl.float32)).to(tl.float16), mask=mask)
+    tl.store(rows + KB, lo, mask=mask)
+    return hi, lo
 
 
 @triton.jit
 def radial(
-    counts, species, edge_count, neighbors, geometry, distance, cutoff, pair_table, phase, basis, slope, moments, repulsion_energy,
-    repulsion_slope, edge_capacity, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr,
-    ROWS: tl.constexpr, BE: tl.constexpr, LINE: tl.constexpr,
+    counts, species, edge_count, neighbors, geometry, distance, cutoff, pair_table, basis, slope, moments, repulsion_energy,
+    repulsion_slope, edge_capacity, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr,
+    BE: tl.constexpr,
 ):
     """Everything of a row that depends on distances and elements alone.
 
@@ -65,46 +91,19 @@ def radial(
     element z of B_k (1, u_x, u_y, u_z) at [a, z K + k]. repulsion_energy: f64 [local], repulsion_slope: f32 [edges]. KB and
     ROWS: K and 4 S rounded up to a power of two, at least 16.
 
-    First what needs float64, one edge a thread; then, from what that leaves in phase [edges, 4] (d / rc as 12 bits and a
-    rest, f, df/dd), the basis: in one loop, every thread that holds a part of a row of the basis would do the float64 work of
-    that row again.
+    One edge a thread, which turns its sine and cosine from one multiple of the angle to the next in float64.
     """
     i = tl.program_id(0)
-    if i >= tl.load(counts):
+    n_local, scale = tl.load(counts), 1.0 / tl.load(cutoff)
+    previous_kernel()
+    if i >= n_local:
         return
     n = tl.load(edge_count + i)
     z_i = tl.maximum(tl.load(species + i), 0)
-    rc = tl.load(cutoff)
     first = i.to(tl.int64) * edge_capacity
-    energy = tl.zeros([LINE], tl.float64)
-    for start in range(0, n, LINE):
-        place = start + tl.arange(0, LINE)
-        inside = place < n
-        e = first + place
-        d = tl.load(distance + e, mask=inside, other=1.0)
-        x = d / rc
-        f, df = envelope(x)
-        coarse = tl.floor(x * 4096.0 + 0.5) * (1.0 / 4096.0)
-        tl.store(phase + e * 4, coarse.to(tl.float32), mask=inside)
-        tl.store(phase + e * 4 + 1, (x - coarse).to(tl.float32), mask=inside)
-        tl.store(phase + e * 4 + 2, f.to(tl.float32), mask=inside)
-        tl.store(phase + e * 4 + 3, (df / rc).to(tl.float32), mask=inside)
-        z_j = tl.maximum(tl.load(species + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=0), 0)
-        pair = pair_table + (z_i * S + z_j) * 3
-        radius = tl.load(pair + 2)
-        close = inside & (d < radius)
-        value, derivative = d * 0.0, d * 0.0
-        if tl.max(close.to(tl.int32), 0) > 0:
-            value, derivative = zbl(d, tl.load(pair), tl.load(pair + 1), radius)
-        energy += tl.where(close, value, 0.0)
-        tl.store(repulsion_slope + e, tl.where(close, derivative, 0.0).to(tl.float32), mask=inside)
-    tl.store(repulsion_energy + i, tl.sum(energy, 0))
-    tl.debug_barrier()
-
+    wave = (3.141592653589793 * scale).to(tl.float32)
+    energy = tl.zeros([BE], tl.float64)
     k = tl.arange(0, KB)
-    number = (k + 1).to(tl.float32)[None, :]
-    wave = number * (3.141592653589793 / rc).to(tl.float32)
-    last = k[None, :] == K - 1
     row = tl.arange(0, ROWS)
     axis, z = (row // S)[:, None], (row % S)[:, None]
     sums = tl.zeros([ROWS, KB], tl.float32)
@@ -112,24 +111,42 @@ def radial(
         place = start + tl.arange(0, BE)
         inside = place < n
         e = first + place
-        z_j = tl.load(species + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=-1)
-        f = tl.load(phase + e * 4 + 2, mask=inside, other=0.0)[:, None]
-        df = tl.load(phase + e * 4 + 3, mask=inside, other=0.0)[:, None]
-        x = tl.load(phase + e * 4, mask=inside, other=0.0)[:, None]
-        sine, cosine = sine_cosine(number, x, tl.load(phase + e * 4 + 1, mask=inside, other=0.0)[:, None])
-        inverse = 1.0 / tl.load(geometry + e * 4 + 3, mask=inside, other=1.0)[:, None]
-        sine *= inverse
-        mask = inside[:, None] & (k < K)[None, :]
-        b = tl.where(mask, tl.where(last, f, sine * f), 0.0)
-        db = tl.where(mask, tl.where(last, df, (wave * cosine - sine) * inverse * f + sine * df), 0.0)
-        at = e[:, None] * (2 * KB) + k[None, :]
-        store_halves(basis + at, b, inside[:, None], KB)
-        store_halves(slope + at, db, inside[:, None], KB)
+        d = tl.load(distance + e, mask=inside, other=1.0)
+        inverse64 = 1.0 / d
         u0 = tl.load(geometry + e * 4, mask=inside, other=0.0)[None, :]
         u1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)[None, :]
         u2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)[None, :]
+        z_j = tl.load(species + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=-1)
+        pair = pair_table + (z_i * S + tl.maximum(z_j, 0)) * 3
+        radius = tl.load(pair + 2)
+        close = inside & (d < radius)
+        value, derivative = d * 0.0, d * 0.0
+        if tl.max(close.to(tl.int32), 0) > 0:
+            value, derivative = zbl(d, inverse64, tl.load(pair), tl.load(pair + 1), radius)
+        energy += tl.where(close, value, 0.0)
+        tl.store(repulsion_slope + e, tl.where(close, derivative, 0.0).to(tl.float32), mask=inside)
+
+        x = tl.minimum(d * scale, 1.0)
+        f64, df64 = envelope(x)
+        f, df, inverse = f64.to(tl.float32), (df64 * scale).to(tl.float32), inverse64.to(tl.float32)
+        sine_1, cosine_1 = first_wave(x)
+        sine, cosine = sine_1, cosine_1
+        b, db = (), ()
+        for m in tl.static_range(KB):
+            one, one_slope = f * 0.0, f * 0.0
+            if m < K:
+                one, one_slope = basis_of(m, K, sine, cosine, inverse, f, df, wave)
+                sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+            b, db = b + (one,), db + (one_slope,)
+        at = e[:, None] * (2 * KB) + k[None, :]
+        hi, lo = store_halves(basis + at, tl.reshape(stack(b), (BE, KB)), inside[:, None], KB)
+        store_halves(slope + at, tl.reshape(stack(db), (BE, KB)), inside[:, None], KB)
+
         factor = tl.where(axis == 0, 1.0, tl.where(axis == 1, u0, tl.where(axis == 2, u1, u2)))
         factor = tl.where((z == z_j[None, :]) & (axis < 4), factor, 0.0)
-        sums = tl.dot(factor, b, sums, input_precision="tf32x3")
+        factor_hi = factor.to(tl.float16)
+        factor_lo = (factor - factor_hi.to(tl.float32)).to(tl.float16)
+        sums = tl.dot(factor_hi, hi, tl.dot(factor_hi, lo, tl.dot(factor_lo, hi, sums)))
+    tl.store(repulsion_energy + i, tl.sum(energy, 0))
     out = moments + i.to(tl.int64) * (4 * SKP) + ((row // S) * SKP + (row % S) * K)[:, None] + k[None, :]
     tl.store(out, sums, mask=(row < 4 * S)[:, None] & (k < K)[None, :])

@@ -5,6 +5,7 @@ from typing import Any, Dict, List
 import triton
 import triton.language as tl
 
+from .launch_triton import previous_kernel
 from .neighbors_triton import inverse_rows
 
 PARTS = 128  # programs that sum the rows of one large structure
@@ -40,8 +41,7 @@ def forces(counts, flags, order, edge_count, neighbors, reverse, slot, geometry,
     n_local, n_total = tl.load(counts), tl.load(counts + 1)
     number, caller = tl.load(edge_count + row), tl.load(order + row)
     failed = _failed(flags, edge_capacity, candidate_capacity)
-    if row >= n_total:
-        return
+    number = tl.where(row < n_total, number, 0)
     fx, fy, fz = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     xx, yy, zz = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
     xy, xz, yz = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
@@ -54,6 +54,7 @@ def forces(counts, flags, order, edge_count, neighbors, reverse, slot, geometry,
         back = valid & (j < n_local) & (c < candidate_capacity)
         place = tl.load(slot + j.to(tl.int64) * candidate_capacity + c, mask=back, other=-1)
         u0, u1, u2, d = _load_vectors(geometry, e, valid, BLOCK)
+        previous_kernel()
         p0, p1, p2, _ = _load_vectors(gradient, e, valid & (row < n_local), BLOCK)
         q0, q1, q2, _ = _load_vectors(gradient, j.to(tl.int64) * edge_capacity + place, back & (place >= 0), BLOCK)
         g0, g1, g2 = p0.to(tl.float64) - q0, p1.to(tl.float64) - q1, p2.to(tl.float64) - q2
@@ -67,6 +68,9 @@ def forces(counts, flags, order, edge_count, neighbors, reverse, slot, geometry,
         xy += r0 * g1 + r1 * g0
         xz += r0 * g2 + r2 * g0
         yz += r1 * g2 + r2 * g1
+    previous_kernel()
+    if row >= n_total:
+        return
     nan = float("nan")
     out = forces + caller.to(tl.int64) * 3
     tl.store(out, tl.where(failed, nan, tl.sum(fx, 0)))
@@ -97,6 +101,7 @@ def _atom_energies(counts, flags, order, row_energy, atom_energy, row, valid, fa
 def total_partial(counts, flags, order, row_energy, atom_virial, atom_energy, partial, edge_capacity, candidate_capacity,
                   BACKWARD: tl.constexpr, BLOCK: tl.constexpr):
     """Energies of atoms, and the sums over one of PARTS ranges of rows: partial f64 [PARTS, 8], the virial and the energy."""
+    previous_kernel()
     n_total = tl.load(counts + 1)
     failed = _failed(flags, edge_capacity, candidate_capacity)
     part = tl.program_id(0)
@@ -128,10 +133,11 @@ def total(counts, starts, flags, rebuild, order, row_energy, atom_virial, partia
     b = tl.program_id(0)
     structures = tl.load(counts + 2)
     n_local = tl.load(counts)
+    begin, end = tl.load(starts + b), tl.load(starts + b + 1)
+    previous_kernel()
     failed = _failed(flags, edge_capacity, candidate_capacity)
     if b >= structures:
         return
-    begin, end = tl.load(starts + b), tl.load(starts + b + 1)
     from_virial, from_energy, wide, step = atom_virial, row_energy, 6, 1
     if PARTIAL:
         if structures == 1:
@@ -173,6 +179,7 @@ def _is_null(pointer):
 def import_atoms(counts, caller_positions, caller_box, caller_atoms, units, positions, boxes, BLOCK: tl.constexpr):
     """Positions and the box from the caller's units and type. A box that is a null pointer leaves boxes as they are; a vector of
     zeros in it is a direction that is not periodic."""
+    previous_kernel()
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = row < tl.load(counts + 1)
     atom = tl.load(caller_atoms + row, mask=valid, other=0).to(tl.int64)
@@ -212,6 +219,7 @@ def _store_rows(boxes, k, a0, a1, a2, u0, u1, u2):
 @triton.jit
 def export_atoms(counts, energies, forces, caller_atoms, units, caller_energy, caller_forces, BLOCK: tl.constexpr):
     """Energy of structure 0 and forces in the caller's units and type. Either pointer may be null: then it is not wanted."""
+    previous_kernel()
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = row < tl.load(counts + 1)
     if _is_null(caller_forces) == 0:

@@ -3,121 +3,133 @@
 Nothing is scattered: the forward pass sums over the row of the destination, the backward pass over the row of the source,
 whose edges are the same pairs seen from the other side. A program takes TILE consecutive rows, one after the other, and a
 slice of C channels. Narrow slices keep the registers of a program few, and so many of them at work, which is what hides the
-time that the gathers take.
+time that the gathers take. With one row, what is known of its edges is loaded, and their filters are made, before the kernel
+before has ended.
+
+The atom-wise kernels have the form of dense_triton.py.
 """
 
 import triton
 import triton.language as tl
 
-from .dense_triton import filter_product, halves, halves_product, product, silu, silu_slope
-from .update_triton import NORM_EPSILON
+from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, store_hidden, weights
+from .filter_triton import basis_of, envelope, first_wave, next_wave
+from .launch_triton import previous_kernel
+from .update_triton import load_vector
 
 
 @triton.jit
 def message_first(
-    counts, moments, species, embedding, q_s, q_v, q_vu, s, v, pq, norm, dot, F: tl.constexpr, SKP: tl.constexpr, BM: tl.constexpr,
+    counts, moments, species, embedding, q_s, q_vpq, s, v, pq, F: tl.constexpr, SKP: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr,
 ):
     """First message layer from its moments, and with it the mixing p = v V, q = v U of the update that follows.
 
-    q_vu [SKP, 2F] is q_v @ vu, so that p and q come from the moments too: one kernel less.
+    q_vpq [SKP, 3F] is q_v beside q_v @ vu, so that p and q come from the moments too: one kernel less. A program has columns of
+    the scalars, or of v, p or q of one component.
     """
-    first = tl.program_id(0) // (F // BN) * BM
-    if EXIT:
-        if first >= tl.load(counts):
-            return
-    i = first + tl.arange(0, BM)
-    row = i.to(tl.int64)[:, None]
-    c = tl.program_id(0) % (F // BN) * BN + tl.arange(0, BN)[None, :]
-    z = tl.load(species + i)[:, None]
-    value = tl.load(embedding + tl.maximum(z, 0) * F + c)
-    value = tl.where(z >= 0, value, 0.0)
-    for k0 in range(0, SKP, BK):
-        k = k0 + tl.arange(0, BK)
-        value += product(tl.load(moments + row * (4 * SKP) + k[None, :]), q_s + k[:, None] * F + c, SKP * F)
-    tl.store(s + row * F + c, value)
-    square = tl.full([BM, BN], NORM_EPSILON, tl.float32)
-    p_dot_q = tl.zeros([BM, BN], tl.float32)
-    for axis in tl.static_range(3):
+    ACROSS: tl.constexpr = 10 * F // BN
+    row, c = place(ACROSS, BM, BN)
+    axis = (tl.program_id(0) % ACROSS + 2 * F // BN) // (3 * F // BN) - 1
+    n = tl.load(counts)
+    k = tl.arange(0, BK)
+    m = moments + row * (4 * SKP) + k[None, :]
+    if axis < 0:
+        element = tl.load(species + row)
+        value = tl.where(element >= 0, tl.load(embedding + tl.maximum(element, 0) * F + c), 0.0)
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        for k0 in tl.static_range(0, SKP, BK):
+            w_hi, w_lo = weights(q_s + (k0 + k)[:, None] * F + c, F * SKP)
+            value += product(tl.load(m + k0), w_hi, w_lo)
+        tl.store(s + row * F + c, value)
+    else:
+        c -= F + axis * (3 * F)  # of v, p and q
         value = tl.zeros([BM, BN], tl.float32)
-        p = tl.zeros([BM, BN], tl.float32)
-        q = tl.zeros([BM, BN], tl.float32)
-        for k0 in range(0, SKP, BK):
-            k = k0 + tl.arange(0, BK)
-            hi, lo, scale = halves(tl.load(moments + row * (4 * SKP) + (1 + axis) * SKP + k[None, :]))
-            value += halves_product(hi, lo, q_v + k[:, None] * F + c, SKP * F) * scale
-            p += halves_product(hi, lo, q_vu + k[:, None] * (2 * F) + c, SKP * 2 * F) * scale
-            q += halves_product(hi, lo, q_vu + k[:, None] * (2 * F) + F + c, SKP * 2 * F) * scale
-        tl.store(v + row * (3 * F) + axis * F + c, value)
-        tl.store(pq + row * (6 * F) + axis * F + c, p)
-        tl.store(pq + row * (6 * F) + (3 + axis) * F + c, q)
-        square += p * p
-        p_dot_q += p * q
-    tl.store(norm + row * F + c, tl.sqrt(square))
-    tl.store(dot + row * F + c, p_dot_q)
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        for k0 in tl.static_range(0, SKP, BK):
+            w_hi, w_lo = weights(q_vpq + (k0 + k)[:, None] * (3 * F) + c, 3 * F * SKP)
+            value += product(tl.load(m + (1 + axis) * SKP + k0), w_hi, w_lo)
+        is_v = (tl.program_id(0) % ACROSS + 2 * F // BN) % (3 * F // BN) < F // BN
+        tl.store(tl.where(is_v, v + row * (3 * F) + axis * F, pq + row * (6 * F) + axis * (2 * F) - F) + c, value)
+
+
+@triton.jit
+def source_hidden(counts, s, w1, b1, active, slope, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr):
+    """The hidden layer: active [local, F], and the slope of the activation for the backward pass."""
+    row, c = place(F // BN, BM, BN)
+    k = tl.arange(0, F)
+    w_hi, w_lo = weights(w1 + k[:, None] * F + c, F * F)
+    bias, n = tl.load(b1 + c), tl.load(counts)
+    previous_kernel()
+    if EXIT:
+        if tl.program_id(0) // (F // BN) * BM >= n:
+            return
+    store_hidden(active, slope, row * F + c, product(tl.load(s + row * F + k[None, :]), w_hi, w_lo) + bias)
 
 
 @triton.jit
 def source_features(
-    counts, s, v, w1, b1, w2, b2, x, x_vv, hidden, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
-    BK: tl.constexpr, EXIT: tl.constexpr,
+    counts, active, v, w2, b2, x, x_vv, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr
 ):
     """What atoms send, x [total, 5F]: x_s, x_vs and the three components of x_vv v, so that a neighbour reads five numbers a
-    channel and not six.
-
-    Keeps x_vv [local, F] and the hidden layer before its activation, hidden [local, F], for the backward pass.
-    """
-    first = tl.program_id(0) // (F // BN) * BM
+    channel and not six. Keeps x_vv [local, F] for the backward pass. A program has columns of one of the three."""
+    row, c = place(3 * F // BN, BM, BN)
+    is_vv = tl.program_id(0) % (3 * F // BN) >= 2 * F // BN
+    k = tl.arange(0, F)
+    w_hi, w_lo = weights(w2 + k[:, None] * (3 * F) + c, 3 * F * F)
+    bias, n = tl.load(b2 + c), tl.load(counts)
+    previous_kernel()
     if EXIT:
-        if first >= tl.load(counts):
+        if tl.program_id(0) // (3 * F // BN) * BM >= n:
             return
-    row = (first + tl.arange(0, BM)).to(tl.int64)[:, None]
-    f = tl.arange(0, F)
-    h = tl.zeros([BM, F], tl.float32) + tl.load(b1 + f)[None, :]
-    for k0 in range(0, F, BK):
-        k = k0 + tl.arange(0, BK)
-        h += product(tl.load(s + row * F + k[None, :]), w1 + k[:, None] * F + f[None, :], F * F)
-    if tl.program_id(0) % (F // BN) == 0:
-        tl.store(hidden + row * F + f[None, :], h)
-    hi, lo, scale = halves(silu(h))
-    for c0 in range(0, BN, BC):
-        c = tl.program_id(0) % (F // BN) * BN + c0 + tl.arange(0, BC)
-        w = w2 + f[:, None] * (3 * F) + c[None, :]
-        bias = b2 + c
-        c = c[None, :]
-        out = x + row * (5 * F) + c
-        tl.store(out, halves_product(hi, lo, w, 3 * F * F) * scale + tl.load(bias)[None, :])
-        tl.store(out + F, halves_product(hi, lo, w + F, 3 * F * F) * scale + tl.load(bias + F)[None, :])
-        value = halves_product(hi, lo, w + 2 * F, 3 * F * F) * scale + tl.load(bias + 2 * F)[None, :]
-        tl.store(x_vv + row * F + c, value)
-        for axis in tl.static_range(3):
-            tl.store(out + (2 + axis) * F, value * tl.load(v + row * (3 * F) + axis * F + c))
+    value = product(tl.load(active + row * F + k[None, :]), w_hi, w_lo) + bias
+    out = x + row * (5 * F) + c
+    if is_vv:
+        v_0, v_1, v_2 = load_vector(v + row * (3 * F) - 2 * F + c, F)
+        tl.store(x_vv + row * F - 2 * F + c, value)
+        tl.store(out, value * v_0)
+        tl.store(out + F, value * v_1)
+        tl.store(out + 2 * F, value * v_2)
+    else:
+        tl.store(out, value)
+
+
+@triton.jit
+def source_hidden_backward(counts, g_x, w2, g_hidden, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr):
+    """Gradient of the hidden layer after its activation, g_hidden [local, 3F], whose three blocks are to be added up, from that of
+    what was sent, g_x [local, 3F]."""
+    row, c = place(3 * F // BN, BM, BN)
+    k, part = tl.arange(0, F), tl.program_id(0) % (3 * F // BN) // (F // BN)
+    w_hi, w_lo = weights(w2 + (c - part * F) * (3 * F) + part * F + k[:, None], 3 * F * F)
+    n = tl.load(counts)
+    previous_kernel()
+    if EXIT:
+        if tl.program_id(0) // (3 * F // BN) * BM >= n:
+            return
+    tl.store(g_hidden + row * (3 * F) + c, product(tl.load(g_x + row * (3 * F) + part * F + k[None, :]), w_hi, w_lo))
 
 
 @triton.jit
 def source_features_backward(
-    counts, g, g_x, hidden, w1, w2, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
-    EXIT: tl.constexpr,
+    counts, g, slope, g_hidden, w1, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr
 ):
-    """dE/ds before the message layer, into the first F columns of g_out: that past the layer (g), and that through g_x
-    [local, 3F]."""
-    first = tl.program_id(0) // (F // BN) * BM
+    """dE/ds before the message layer, into the first F columns of g_out: that past the layer (g), and that through g_hidden."""
+    row, c = place(F // BN, BM, BN)
+    k = tl.arange(0, F)
+    w_hi, w_lo = weights(w1 + c * F + k[:, None], F * F)
+    factor, g_s, n = tl.load(slope + row * F + k[None, :]), tl.load(g + row * (4 * F) + c), tl.load(counts)
+    previous_kernel()
     if EXIT:
-        if first >= tl.load(counts):
+        if tl.program_id(0) // (F // BN) * BM >= n:
             return
-    i = first + tl.arange(0, BM)
-    row = i.to(tl.int64)[:, None]
-    f = tl.arange(0, F)
-    g_h = tl.zeros([BM, F], tl.float32)
-    for k0 in range(0, 3 * F, BK):
-        k = k0 + tl.arange(0, BK)
-        g_h += product(tl.load(g_x + row * (3 * F) + k[None, :]), w2 + f[None, :] * (3 * F) + k[:, None], 3 * F * F)
-    hi, lo, scale = halves(g_h * silu_slope(tl.load(hidden + row * F + f[None, :])))
-    for c0 in range(0, BN, BC):
-        c = tl.program_id(0) % (F // BN) * BN + c0 + tl.arange(0, BC)
-        g_s = tl.load(g + row * (4 * F) + c[None, :])
-        g_s += halves_product(hi, lo, w1 + c[None, :] * F + f[:, None], F * F) * scale
-        tl.store(g_out + row * (4 * F) + c[None, :], g_s)
+    g_0, g_1, g_2 = load_vector(g_hidden + row * (3 * F) + k[None, :], F)
+    tl.store(g_out + row * (4 * F) + c, g_s + product((g_0 + g_1 + g_2) * factor, w_hi, w_lo))
 
 
 @triton.jit
@@ -142,12 +154,16 @@ def message(
     first = tl.program_id(0) // (F // C) * TILE
     c = tl.program_id(0) % (F // C) * C + tl.arange(0, C)
     k = tl.arange(0, KB)
-    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, c, F, KB)
+    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, tl.program_id(0) % (F // C) * C + filter_columns(C), F, KB)
     zero = tl.zeros([BE, C], tl.float32)
+    if TILE > 1:
+        previous_kernel()
     for step in range(0, tl.minimum(TILE, n - first)):
         i = first + step
         count = tl.load(edge_count + i)
         row = i.to(tl.int64)
+        own_s, own = tl.load(s + row * F + c), v + row * (3 * F) + c
+        own_0, own_1, own_2 = tl.load(own), tl.load(own + F), tl.load(own + 2 * F)
         sum_s, sum_0, sum_1, sum_2 = zero, zero, zero, zero
         for start in range(0, count, BE):
             place = start + tl.arange(0, BE)
@@ -161,17 +177,22 @@ def message(
             u_1 = tl.load(geometry + e * 4 + 1)[:, None]
             u_2 = tl.load(geometry + e * 4 + 2)[:, None]
             x_j = x + j[:, None] * (5 * F) + c[None, :]
-            sum_s += filter_product(b, b_lo, w_s, r_s) * tl.load(x_j)
-            m_vs = filter_product(b, b_lo, w_vs, r_vs) * tl.load(x_j + F)
-            f_vv = filter_product(b, b_lo, w_vv, r_vv)
+            f_s, f_vs, f_vv = filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(b, b_lo, w_vv, r_vv, BE, C)
+            if TILE == 1:
+                previous_kernel()
+            sum_s += f_s * tl.load(x_j)
+            m_vs = f_vs * tl.load(x_j + F)
             sum_0 += u_0 * m_vs + f_vv * tl.load(x_j + 2 * F)
             sum_1 += u_1 * m_vs + f_vv * tl.load(x_j + 3 * F)
             sum_2 += u_2 * m_vs + f_vv * tl.load(x_j + 4 * F)
-        own, out = v + row * (3 * F) + c, v_out + row * (3 * F) + c
-        tl.store(s_out + row * F + c, tl.load(s + row * F + c) + tl.sum(sum_s, 0))
-        tl.store(out, tl.load(own) + tl.sum(sum_0, 0))
-        tl.store(out + F, tl.load(own + F) + tl.sum(sum_1, 0))
-        tl.store(out + 2 * F, tl.load(own + 2 * F) + tl.sum(sum_2, 0))
+        if TILE == 1:
+            previous_kernel()
+        out = v_out + row * (3 * F) + c
+        tl.store(s_out + row * F + c, own_s + UNSCALE * tl.sum(sum_s, 0))
+        tl.store(out, own_0 + UNSCALE * tl.sum(sum_0, 0))
+        tl.store(out + F, own_1 + UNSCALE * tl.sum(sum_1, 0))
+        tl.store(out + 2 * F, own_2 + UNSCALE * tl.sum(sum_2, 0))
+    previous_kernel()
 
 
 @triton.jit
@@ -192,8 +213,10 @@ def message_backward(
     slice = tl.program_id(0) % (F // C)
     c = slice * C + tl.arange(0, C)
     k = tl.arange(0, KB)
-    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, c, F, KB)
+    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, tl.program_id(0) % (F // C) * C + filter_columns(C), F, KB)
     zero = tl.zeros([BE, C], tl.float32)
+    if TILE > 1:
+        previous_kernel()
     for step in range(0, tl.minimum(TILE, n - first)):
         j = first + step
         count = tl.load(edge_count + j)
@@ -216,21 +239,23 @@ def message_backward(
             u_1 = tl.load(geometry + e * 4 + 1)[:, None]
             u_2 = tl.load(geometry + e * 4 + 2)[:, None]
             g_i = g + i[:, None] * (4 * F) + c[None, :]
+            if TILE == 1:
+                previous_kernel()
             g_is, g_i0, g_i1, g_i2 = tl.load(g_i), tl.load(g_i + F), tl.load(g_i + 2 * F), tl.load(g_i + 3 * F)
-            g_s += g_is * filter_product(b, b_lo, w_s, r_s)
-            g_d = g_is * x_s * filter_product(db, db_lo, w_s, r_s)
+            g_s += g_is * filter_product(b, b_lo, w_s, r_s, BE, C)
+            g_d = g_is * x_s * filter_product(db, db_lo, w_s, r_s, BE, C)
             along = -(u_0 * g_i0 + u_1 * g_i1 + u_2 * g_i2)
-            f = filter_product(b, b_lo, w_vs, r_vs)
+            f = filter_product(b, b_lo, w_vs, r_vs, BE, C)
             g_vs += along * f
             g_u = -x_vs * f
-            d_0, d_1, d_2 = tl.sum(g_u * g_i0, 1), tl.sum(g_u * g_i1, 1), tl.sum(g_u * g_i2, 1)
-            g_d += along * x_vs * filter_product(db, db_lo, w_vs, r_vs)
-            f = filter_product(b, b_lo, w_vv, r_vv)
+            d_0, d_1, d_2 = UNSCALE * tl.sum(g_u * g_i0, 1), UNSCALE * tl.sum(g_u * g_i1, 1), UNSCALE * tl.sum(g_u * g_i2, 1)
+            g_d += along * x_vs * filter_product(db, db_lo, w_vs, r_vs, BE, C)
+            f = filter_product(b, b_lo, w_vv, r_vv, BE, C)
             g_0 += f * g_i0
             g_1 += f * g_i1
             g_2 += f * g_i2
-            g_d += (x_0 * g_i0 + x_1 * g_i1 + x_2 * g_i2) * filter_product(db, db_lo, w_vv, r_vv)
-            d_d = tl.sum(g_d, 1)
+            g_d += (x_0 * g_i0 + x_1 * g_i1 + x_2 * g_i2) * filter_product(db, db_lo, w_vv, r_vv, BE, C)
+            d_d = UNSCALE * tl.sum(g_d, 1)
             out = pair_gradient + e * (4 * (F // C)) + 4 * slice
             if ADD:
                 d_d += tl.load(out, mask=inside, other=0.0)
@@ -241,97 +266,111 @@ def message_backward(
             tl.store(out + 1, d_0, mask=inside)
             tl.store(out + 2, d_1, mask=inside)
             tl.store(out + 3, d_2, mask=inside)
-        sum_0, sum_1, sum_2 = tl.sum(g_0, 0), tl.sum(g_1, 0), tl.sum(g_2, 0)
-        v_j, out_x = v + row * (3 * F) + c, g_x + row * (3 * F) + c
-        tl.store(out_x, tl.sum(g_s, 0))
-        tl.store(out_x + F, tl.sum(g_vs, 0))
-        tl.store(out_x + 2 * F, sum_0 * tl.load(v_j) + sum_1 * tl.load(v_j + F) + sum_2 * tl.load(v_j + 2 * F))
+        if TILE == 1:
+            previous_kernel()
+        v_j, factor = v + row * (3 * F) + c, tl.load(x_vv + row * F + c)
+        v_0, v_1, v_2 = tl.load(v_j), tl.load(v_j + F), tl.load(v_j + 2 * F)
+        sum_0, sum_1, sum_2 = UNSCALE * tl.sum(g_0, 0), UNSCALE * tl.sum(g_1, 0), UNSCALE * tl.sum(g_2, 0)
+        out_x = g_x + row * (3 * F) + c
+        tl.store(out_x, UNSCALE * tl.sum(g_s, 0))
+        tl.store(out_x + F, UNSCALE * tl.sum(g_vs, 0))
+        tl.store(out_x + 2 * F, sum_0 * v_0 + sum_1 * v_1 + sum_2 * v_2)
         past = row * (4 * F) + F + c
-        factor = tl.load(x_vv + row * F + c)
         tl.store(g_out + past, tl.load(g + past) + factor * sum_0)
         tl.store(g_out + past + F, tl.load(g + past + F) + factor * sum_1)
         tl.store(g_out + past + 2 * F, tl.load(g + past + 2 * F) + factor * sum_2)
+    previous_kernel()
 
 
 @triton.jit
 def message_first_backward(
-    counts, g, g_v, g_pq, q_s, q_v, q_vu, g_moments, F: tl.constexpr, SKP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, EXIT: tl.constexpr, ONLY: tl.constexpr,
+    counts, g, g_v, g_pq, q_s, q_vpq, g_moments, F: tl.constexpr, SKP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    EXIT: tl.constexpr, ONLY: tl.constexpr,
 ):
     """Gradient [local, 4 SKP] with respect to the moments, which p and q of the first update depend on too.
 
     g: its first F columns are dE/ds of the layer's output. g_v: its last 3F columns are dE/dv past the update, zero if this
     is the ONLY layer.
     """
-    first = tl.program_id(0) // (SKP // BN) * BM
-    if EXIT:
-        if first >= tl.load(counts):
-            return
-    i = first + tl.arange(0, BM)
-    row = i.to(tl.int64)[:, None]
-    m = tl.program_id(0) % (SKP // BN) * BN + tl.arange(0, BN)[None, :]
-    value = tl.zeros([BM, BN], tl.float32)
-    for k0 in range(0, F, BK):
-        k = k0 + tl.arange(0, BK)
-        value += product(tl.load(g + row * (4 * F) + k[None, :]), q_s + m * F + k[:, None], SKP * F)
-    tl.store(g_moments + row * (4 * SKP) + m, value)
-    for axis in tl.static_range(3):
+    ACROSS: tl.constexpr = 4 * SKP // BN
+    row, c = place(ACROSS, BM, BN)
+    axis = tl.program_id(0) % ACROSS // (SKP // BN) - 1  # -1: of the scalars
+    n = tl.load(counts)
+    k = tl.arange(0, F)
+    m = c - (1 + axis) * SKP
+    if axis < 0:
+        w_hi, w_lo = weights(q_s + m * F + k[:, None], SKP * F)
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        value = product(tl.load(g + row * (4 * F) + k[None, :]), w_hi, w_lo)
+    else:
+        w = q_vpq + m * (3 * F) + k[:, None]
         value = tl.zeros([BM, BN], tl.float32)
-        for k0 in range(0, F, BK):
-            k = k0 + tl.arange(0, BK)
-            a = g_pq + row * (6 * F) + axis * F + k[None, :]
-            w = q_vu + m * (2 * F) + k[:, None]
-            value += product(tl.load(a), w, SKP * 2 * F) + product(tl.load(a + 3 * F), w + F, SKP * 2 * F)
-            if not ONLY:
-                value += product(tl.load(g_v + row * (4 * F) + (1 + axis) * F + k[None, :]), q_v + m * F + k[:, None], SKP * F)
-        tl.store(g_moments + row * (4 * SKP) + (1 + axis) * SKP + m, value)
+        if not ONLY:
+            w_hi, w_lo = weights(w, SKP * 3 * F)
+            value += product(tl.load(g_v + row * (4 * F) + (1 + axis) * F + k[None, :]), w_hi, w_lo)
+        p_hi, p_lo = weights(w + F, SKP * 3 * F)
+        q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        a = g_pq + row * (6 * F) + axis * (2 * F) + k[None, :]
+        a_p, a_q = tl.load(a), tl.load(a + F)
+        value += product(a_p, p_hi, p_lo) + product(a_q, q_hi, q_lo)
+    tl.store(g_moments + row * (4 * SKP) + c, value)
 
 
 @triton.jit
 def edge_gradient(
-    counts, species, edge_count, neighbors, geometry, basis, slope, g_moments, pair_gradient, repulsion_slope, gradient, edge_capacity,
-    K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, SLICES: tl.constexpr, BE: tl.constexpr,
+    counts, species, edge_count, neighbors, geometry, distance, cutoff, g_moments, pair_gradient, repulsion_slope, gradient,
+    edge_capacity, K: tl.constexpr, SKP: tl.constexpr, SLICES: tl.constexpr, BE: tl.constexpr,
 ):
     """gradient f32 [edges, 4]: dE/dr of every edge of local rows: first layer, repulsion, and what message_backward collected.
 
-    SLICES: of pair_gradient, 0 if there is one message layer only.
+    SLICES: of pair_gradient, 0 if there is one message layer only. One edge a thread, which makes its radial basis again: that
+    takes less time than to read it.
     """
     i = tl.program_id(0)
-    if i >= tl.load(counts):
-        return
-    n = tl.load(edge_count + i)
-    k = tl.arange(0, KB)
-    for start in range(0, n, BE):
+    n_local, n, scale = tl.load(counts), tl.load(edge_count + i), 1.0 / tl.load(cutoff)
+    wave = (3.141592653589793 * scale).to(tl.float32)
+    for start in range(0, tl.where(i < n_local, n, 0), BE):
         place = start + tl.arange(0, BE)
         inside = place < n
         e = i.to(tl.int64) * edge_capacity + place
-        z = tl.load(species + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=0)
-        mask = inside[:, None] & (k < K)[None, :]
-        halves = e[:, None] * (2 * KB) + k[None, :]
-        b = tl.load(basis + halves, mask=mask, other=0.0).to(tl.float32)
-        b += tl.load(basis + halves + KB, mask=mask, other=0.0).to(tl.float32)
-        db = tl.load(slope + halves, mask=mask, other=0.0).to(tl.float32)
-        db += tl.load(slope + halves + KB, mask=mask, other=0.0).to(tl.float32)
-        m = g_moments + i.to(tl.int64) * (4 * SKP) + (z * K)[:, None] + k[None, :]
-        m_1 = tl.load(m + SKP, mask=mask, other=0.0)
-        m_2 = tl.load(m + 2 * SKP, mask=mask, other=0.0)
-        m_3 = tl.load(m + 3 * SKP, mask=mask, other=0.0)
+        z = tl.maximum(tl.load(species + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=0), 0)
         u_0 = tl.load(geometry + e * 4, mask=inside, other=0.0)
         u_1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)
         u_2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)
-        d = tl.load(geometry + e * 4 + 3, mask=inside, other=1.0)
-        total = tl.load(m, mask=mask, other=0.0) + u_0[:, None] * m_1 + u_1[:, None] * m_2 + u_2[:, None] * m_3
-        g_d = tl.sum(db * total, 1) + tl.load(repulsion_slope + e, mask=inside, other=0.0)
-        g_0, g_1, g_2 = tl.sum(b * m_1, 1), tl.sum(b * m_2, 1), tl.sum(b * m_3, 1)
+        d = tl.load(distance + e, mask=inside, other=1.0)
+        g_d = tl.load(repulsion_slope + e, mask=inside, other=0.0)
+        g_0, g_1, g_2 = g_d * 0.0, g_d * 0.0, g_d * 0.0
         if SLICES > 0:
             slices = tl.arange(0, 4 * SLICES)
             parts = tl.load(pair_gradient + e[:, None] * (4 * SLICES) + slices[None, :], mask=inside[:, None], other=0.0)
-            which = (slices % 4)[None, :]
-            g_d += tl.sum(tl.where(which == 0, parts, 0.0), 1)
-            g_0 += tl.sum(tl.where(which == 1, parts, 0.0), 1)
-            g_1 += tl.sum(tl.where(which == 2, parts, 0.0), 1)
-            g_2 += tl.sum(tl.where(which == 3, parts, 0.0), 1)
-        radial = g_d - (g_0 * u_0 + g_1 * u_1 + g_2 * u_2) / d
-        tl.store(gradient + e * 4, radial * u_0 + g_0 / d, mask=inside)
-        tl.store(gradient + e * 4 + 1, radial * u_1 + g_1 / d, mask=inside)
-        tl.store(gradient + e * 4 + 2, radial * u_2 + g_2 / d, mask=inside)
+            even, odd = tl.split(tl.reshape(tl.sum(tl.reshape(parts, (BE, SLICES, 4)), 1), (BE, 2, 2)))
+            from_d, from_1 = tl.split(even)
+            from_0, from_2 = tl.split(odd)
+            g_d, g_0, g_1, g_2 = g_d + from_d, from_0, from_1, from_2
+        x = tl.minimum(d * scale, 1.0)
+        f64, df64 = envelope(x)
+        f, df, inverse = f64.to(tl.float32), (df64 * scale).to(tl.float32), 1.0 / d.to(tl.float32)
+        sine_1, cosine_1 = first_wave(x)
+        sine, cosine = sine_1, cosine_1
+        previous_kernel()
+        m = g_moments + i.to(tl.int64) * (4 * SKP) + z * K
+        for k in tl.static_range(K):
+            b, db = basis_of(k, K, sine, cosine, inverse, f, df, wave)
+            sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+            m_1, m_2, m_3 = tl.load(m + SKP + k), tl.load(m + 2 * SKP + k), tl.load(m + 3 * SKP + k)
+            g_d += db * (tl.load(m + k) + u_0 * m_1 + u_1 * m_2 + u_2 * m_3)
+            g_0 += b * m_1
+            g_1 += b * m_2
+            g_2 += b * m_3
+        along = g_d - (g_0 * u_0 + g_1 * u_1 + g_2 * u_2) * inverse
+        tl.store(gradient + e * 4, along * u_0 + g_0 * inverse, mask=inside)
+        tl.store(gradient + e * 4 + 1, along * u_1 + g_1 * inverse, mask=inside)
+        tl.store(gradient + e * 4 + 2, along * u_2 + g_2 * inverse, mask=inside)
+    previous_kernel()

@@ -10,6 +10,8 @@ from typing import Any, Dict, List, Sequence
 import triton
 import triton.language as tl
 
+from .launch_triton import previous_kernel
+
 SKIN = 1.0
 """Angstrom by which lists reach beyond the cutoff."""
 
@@ -97,6 +99,7 @@ def _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, caller_i
 def pairs_dense(counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors,
                 geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
     """Edges of one row among all pairs of its structure. Rows are the caller's atoms; ghosts have edges to local atoms only."""
+    previous_kernel()
     row = tl.program_id(0)
     n_local, n_total = tl.load(counts), tl.load(counts + 1)
     # What does not depend on the counts is loaded before they are looked at: a small molecule is a chain of latencies.
@@ -170,6 +173,7 @@ def pairs_dense(counts, positions, elements, structure, starts, boxes, images, c
 @triton.jit
 def moved(counts, positions, boxes, reference_positions, reference_box, flags, rebuild, BLOCK: tl.constexpr):
     """Asks for a new list if an atom has moved more than half the skin or a box is another; reports positions not finite."""
+    previous_kernel()
     n_total = tl.load(counts + 1)
     atom = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = atom < n_total
@@ -207,6 +211,7 @@ def grid(counts, positions, starts, boxes, cutoff, rebuild, reference_box, grid_
     Angstrom; what is subtracted from it; bins per unit. grid_bins i32 [structures, 8]: numbers of bins; how many bins the list
     reaches to either side; periodic or not, one bit each.
     """
+    previous_kernel()
     if tl.load(rebuild) == 0:
         return
     b = tl.program_id(0)
@@ -296,6 +301,7 @@ def _place(axes, bins, b, k: tl.constexpr, x, y, z, valid):
 def bin_count(counts, positions, structure, starts, grid_axes, grid_bins, rebuild, reference_positions, wrap, bin_of, bin_atoms,
               flags, BLOCK: tl.constexpr):
     """Which bin each atom is in, how many are in each bin, and where atoms were when the list was made. In the caller's order."""
+    previous_kernel()
     if tl.load(rebuild) == 0:
         return
     atom = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -325,6 +331,7 @@ def bin_count(counts, positions, structure, starts, grid_axes, grid_bins, rebuil
 @triton.jit
 def bin_scan(counts, starts, grid_bins, rebuild, bin_atoms, bin_end, BLOCK: tl.constexpr):
     """Where each bin ends in the list of atoms sorted by bins."""
+    previous_kernel()
     if tl.load(rebuild) == 0:
         return
     last = tl.maximum(tl.load(counts + 2) - 1, 0)
@@ -341,6 +348,7 @@ def bin_scan(counts, starts, grid_bins, rebuild, bin_atoms, bin_end, BLOCK: tl.c
 @triton.jit
 def bin_fill(counts, rebuild, bin_of, bin_end, bin_atoms, binned, BLOCK: tl.constexpr):
     """Puts the atoms into their bins, in any order. The numbers of atoms count down, so they are zero for the next list."""
+    previous_kernel()
     if tl.load(rebuild) == 0:
         return
     atom = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -353,6 +361,7 @@ def bin_fill(counts, rebuild, bin_of, bin_end, bin_atoms, binned, BLOCK: tl.cons
 @triton.jit
 def bin_sort(counts, rebuild, bin_of, bin_end, binned, order, bin_rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Sorts each bin by the atoms' indices (an atom's place is the number of smaller ones), which makes the order of the rows."""
+    previous_kernel()
     if tl.load(rebuild) == 0:
         return
     k = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -375,6 +384,7 @@ def bin_sort(counts, rebuild, bin_of, bin_end, binned, order, bin_rows, ROWS: tl
 @triton.jit
 def gather(counts, positions, elements, boxes, structure, order, wrap, species, wrapped, BLOCK: tl.constexpr):
     """Positions in the order of the rows, moved into the cell as when the list was made. Ignored atoms are nowhere (NaN)."""
+    previous_kernel()
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = row < tl.load(counts + 1)
     atom = tl.load(order + row, mask=valid, other=0)
@@ -403,6 +413,7 @@ def _range(b, reach, n, periodic):
 def list_build(counts, structure, starts, boxes, cutoff, grid_bins, rebuild, order, bin_of, bin_end, bin_rows, wrapped, list_count,
                entries, candidate_capacity, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Atoms and images within the cutoff and the skin of each row, in the order of the bins."""
+    previous_kernel()
     if tl.load(rebuild) == 0:
         return
     n_local, n_total = tl.load(counts), tl.load(counts + 1)
@@ -458,6 +469,7 @@ def list_build(counts, structure, starts, boxes, cutoff, grid_bins, rebuild, ord
 def list_reverse(counts, rebuild, list_count, entries, list_other, candidate_capacity, ROWS: tl.constexpr, OWN: tl.constexpr,
                  BLOCK: tl.constexpr):
     """For each entry the number of its reverse in the row of the neighbour. Each pair is looked up once, by the smaller row."""
+    previous_kernel()
     if tl.load(rebuild) == 0:
         return
     n_total = tl.load(counts + 1)
@@ -486,6 +498,7 @@ def list_reverse(counts, rebuild, list_count, entries, list_other, candidate_cap
 def pairs_list(counts, structure, boxes, cutoff, flags, order, wrapped, list_count, entries, list_other, edge_count, neighbors,
                geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
     """Edges of one row among the entries of its list."""
+    previous_kernel()
     row = tl.program_id(0)
     n_total = tl.load(counts + 1)
     at = wrapped + row.to(tl.int64) * 3

@@ -159,21 +159,21 @@ class CudaSizes:
     @staticmethod
     def of(config: PaiNNConfig) -> "CudaSizes":
         f, k, s = power_of_two(config.features, 32), config.n_radial + 1, len(config.species)
-        return CudaSizes(f, f // 2, k, power_of_two(k, 16), -(-s * k // 16) * 16, s)
+        return CudaSizes(f, f // 2, k, power_of_two(k, 16), -(-s * k // 32) * 32, s)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Block sizes of a product: rows of a program, columns and depth of one product, Triton's num_warps and num_stages."""
+    """Block sizes of a product of up to 128 features: rows and columns of a program, Triton's num_warps."""
 
     rows: int
     columns: int
-    depth: int
     warps: int
-    stages: int = 2
 
     def constants(self, features: int) -> Dict[str, int]:
-        return {"BM": self.rows, "BC": min(self.columns, features), "BK": min(self.depth, features)}
+        """Of a kernel: more features make the blocks smaller, so that they fit into a multiprocessor."""
+        share = max(1, features // 128)
+        return {"BM": max(16, self.rows // share), "BN": min(features, max(16, self.columns // share))}
 
 
 @dataclass(frozen=True)
@@ -182,18 +182,17 @@ class Schedule:
 
     Attributes:
         name: of the kernels.
-        layers, layers_backward: of kernels with a hidden layer, which a program needs whole.
-        products: of those without.
-        spread: whether the columns of a block of rows are divided among programs, for few atoms.
+        products: of kernels with one product.
+        wide: of those that keep more beside it.
+        early_exit: whether programs look if they have atoms, for a capacity that exceeds the atoms by many blocks.
         tile: rows that a program of the message kernels treats one after the other.
-        edges, edge_warps: of a block of edges in the radial kernel.
+        edges, edge_warps: of a block of edges in the kernels with one edge a thread.
     """
 
     name: str
-    layers: Blocks
-    layers_backward: Blocks
     products: Blocks
-    spread: bool
+    wide: Blocks
+    early_exit: bool
     tile: int
     edges: int
     edge_warps: int
@@ -201,9 +200,9 @@ class Schedule:
 
 HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves: far below 65504 / 256, their lo parts far above the smallest half
 SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
-SMALL = Schedule("small", Blocks(16, 32, 128, 8), Blocks(16, 32, 128, 8), Blocks(16, 32, 128, 4), spread=True, tile=1, edges=32, edge_warps=4)
-LARGE = Schedule("large", Blocks(64, 32, 32, 4), Blocks(32, 64, 32, 4), Blocks(32, 64, 64, 4), spread=False, tile=8, edges=16, edge_warps=2)
-CHANNELS, EDGES = 16, 16  # of a program of the message kernels
+SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, edges=64, edge_warps=2)
+LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True, tile=8, edges=32, edge_warps=1)
+CHANNELS, EDGES = 16, 16  # of a program of the message kernels, which is one warp
 
 
 def cuda_plan(config: PaiNNConfig) -> CudaPlan:
@@ -214,26 +213,26 @@ def cuda_plan(config: PaiNNConfig) -> CudaPlan:
     f, n = sizes.features, config.layers
     plan = CudaPlan(cuda_tensor_dtypes(config))
     halves = 2 * sizes.basis_block
-    for name, width, dtype in (("basis", halves, "f16"), ("slope", halves, "f16"), ("phase", 4, "f32"), ("repulsion_slope", 1, "f32"),
+    for name, width, dtype in (("basis", halves, "f16"), ("slope", halves, "f16"), ("repulsion_slope", 1, "f32"),
                                ("gradient", 4, "f32")):
         plan.buffer(name, "edges", width, dtype)
     neighbors_triton.search_buffers(plan)
     if n > 1:
         plan.buffer("pair_gradient", "edges", 4 * f // CHANNELS)
         plan.buffer("g_x", "local", 3 * f)
-    for name, width in (("moments", 4 * sizes.moments), ("g_moments", 4 * sizes.moments), ("s_mid", f), ("v_mid", 3 * f), ("norm", f), ("dot", f),
-                        ("s0", f), ("s1", f), ("g_pq", 6 * f)):
+    for name, width in (("moments", 4 * sizes.moments), ("g_moments", 4 * sizes.moments), ("s_mid", f), ("v_mid", 3 * f), ("s0", f), ("s1", f),
+                        ("g_pq", 6 * f), ("active", f), ("g_hidden", 3 * f)):
         plan.buffer(name, "local", width)
     for name in ("repulsion_energy", "row_energy"):
         plan.buffer(name, "local", 1, "f64")
     for name in ("g0", "g1"):
         plan.buffer(name, "total", 4 * f)
     for layer in range(n):
-        for name, width in (("pq", 6 * f), ("hidden", f), ("gates", 2 * f)):
+        for name, width in (("pq", 6 * f), ("slope", f), ("gates", 2 * f)):
             plan.buffer(f"{name}{layer}", "local", width)
         if layer > 0:
             plan.buffer(f"x{layer}", "total", 5 * f)
-            for name, width in (("x_vv", f), ("source_hidden", f), ("v", 3 * f)):
+            for name, width in (("x_vv", f), ("source_slope", f), ("v", 3 * f)):
                 plan.buffer(f"{name}{layer}", "local", width)
     plan.search = neighbors_triton.search_stages(plan)
     plan.schedules = [
@@ -260,81 +259,82 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         plan.launch(name, function, warps=warps, stages=stages, **constants)
         return name, grid
 
-    def layer_kernel(function: Callable, blocks: Blocks, suffix: str = "", **more):
-        """With a hidden layer: a program has all columns, or a part of them and computes the hidden layer again."""
-        constants = blocks.constants(f)
-        columns = constants["BC"] if schedule.spread else f
-        grid = ["local", blocks.rows, f // columns]
-        return launch(function, grid, blocks.warps, suffix, blocks.stages, F=f, BN=columns, EXIT=not schedule.spread, **constants, **more)
-
-    def product_kernel(function: Callable, suffix: str = "", width: int = f, columns: int = 0, **more):
-        b = schedule.products
-        constants = {"F": f, "BM": b.rows, "BN": columns or min(b.columns, f), "BK": min(b.depth, f), "EXIT": not schedule.spread, **more}
-        return launch(function, ["local", b.rows, width // constants["BN"]], b.warps, suffix, b.stages, **constants)
+    def product_kernel(function: Callable, blocks: Blocks, suffix: str = "", width: int = f, **more):
+        """One product whose result has the given width."""
+        constants = {"F": f, **blocks.constants(f), "EXIT": schedule.early_exit, **more}
+        return launch(function, ["local", constants["BM"], width // constants["BN"]], blocks.warps, suffix, **constants)
 
     def message_kernel(function: Callable, suffix: str = "", **more):
         constants = {"F": f, "KB": sizes.basis_block, "TILE": schedule.tile, "C": CHANNELS, "BE": EDGES, **more}
         return launch(function, ["local", schedule.tile, f // CHANNELS], 1, suffix, **constants)
 
-    edge = {"KB": sizes.basis_block, "SKP": sk, "K": sizes.basis}
+    narrow, wide = schedule.products, schedule.wide
+    radial = launch(filter_triton.radial, ["local", 1, 1], schedule.edge_warps, S=sizes.species, K=sizes.basis, KB=sizes.basis_block, SKP=sk,
+                    ROWS=power_of_two(4 * sizes.species, 16), BE=schedule.edges)
     rows = ["edge_count", "neighbors", "geometry"]
-    radial = launch(filter_triton.radial, ["local", 1, 1], schedule.edge_warps, S=sizes.species, ROWS=power_of_two(4 * sizes.species, 16), LINE=64,
-                    BE=schedule.edges, **edge)
-    add(radial, ["counts", "species", *rows, "distance", "cutoff", "pair_table", "phase", "basis", "slope", "moments", "repulsion_energy",
-                 "repulsion_slope", "edge_capacity"])
-    first = product_kernel(message_triton.message_first, SKP=sk, BK=16)
-    mix = product_kernel(update_triton.update_mix)
-    update = layer_kernel(update_triton.update, schedule.layers, LAST=False)
-    update_last = layer_kernel(update_triton.update, schedule.layers, ".last", LAST=True)
-    source = layer_kernel(message_triton.source_features, schedule.layers)
+    add(radial, ["counts", "species", *rows, "distance", "cutoff", "pair_table", "basis", "slope", "moments", "repulsion_energy", "repulsion_slope",
+                 "edge_capacity"])
+    first = product_kernel(message_triton.message_first, narrow, width=10 * f, SKP=sk, BK=min(64, sk & -sk))
+    mix = product_kernel(update_triton.update_mix, narrow, width=6 * f)
+    update_hidden = product_kernel(update_triton.update_hidden, narrow)
+    update = product_kernel(update_triton.update, wide, width=2 * f, LAST=False)
+    update_last = product_kernel(update_triton.update, wide, ".last", LAST=True)
+    source_hidden = product_kernel(message_triton.source_hidden, narrow)
+    source = product_kernel(message_triton.source_features, narrow, width=3 * f)
     message = message_kernel(message_triton.message)
     for layer in range(n):
         w = f"gpu.layers.{layer}."
-        mid = ["s_mid", "v_mid"]
-        mixed = [f"pq{layer}", "norm", "dot"]
+        mid, last = ["s_mid", "v_mid"], layer == n - 1
+        pq, slope = f"pq{layer}", f"slope{layer}"
         if layer == 0:
-            add(first, ["counts", "moments", "species", "gpu.embedding", w + "q_s", w + "q_v", w + "q_vu", *mid, *mixed])
+            add(first, ["counts", "moments", "species", "gpu.embedding", w + "q_s", w + "q_vpq", *mid, pq])
         else:
             x, s, v = f"x{layer}", f"s{(layer - 1) % 2}", f"v{layer}"
-            source_weights = [w + f"source.{p}" for p in ("w1", "b1", "w2", "b2")]
-            add(source, ["counts", s, v, *source_weights, x, f"x_vv{layer}", f"source_hidden{layer}"])
+            add(source_hidden, ["counts", s, w + "source.w1", w + "source.b1", "active", f"source_slope{layer}"])
+            add(source, ["counts", "active", v, w + "source.w2", w + "source.b2", x, f"x_vv{layer}"])
             stages.append({"kernel": "exchange", "pass": "forward", "args": [x]})
             add(message, ["counts", x, s, v, w + "filter", *rows, "basis", *mid, "edge_capacity"])
-            add(mix, ["counts", "v_mid", w + "update.vu", *mixed])
-        last = layer == n - 1
-        weights = [w + f"update.{p}" for p in ("w1", "b1", "w2", "b2")]
+            add(mix, ["counts", "v_mid", w + "update.vu", pq])
+        add(update_hidden, ["counts", "s_mid", pq, w + "update.w1", w + "update.b1", "active", slope])
         v_out = f"v{layer + 1}" if not last else "g_pq"  # the last layer writes none
-        add(update_last if last else update, ["counts", *mid, *mixed, *weights, f"s{layer % 2}", v_out, f"hidden{layer}", f"gates{layer}"])
-    b = schedule.products
-    read = launch(readout_triton.readout, ["local", b.rows, 1], b.warps, F=f, M=sizes.readout, BM=b.rows, BK=min(b.depth, f), EXIT=not schedule.spread)
+        add(update_last if last else update, ["counts", *mid, pq, "active", w + "update.w2", w + "update.b2", f"s{layer % 2}", v_out, f"gates{layer}"])
+    read = product_kernel(readout_triton.readout, narrow, M=sizes.readout, BK=min(f, 16384 // sizes.readout))
     weights = [f"gpu.readout.{p}" for p in ("w1", "b1", "w2", "b2")]
     add(read, ["counts", f"s{(n - 1) % 2}", "species", *weights, "shift", "repulsion_energy", "row_energy", "g0"])
 
     # Gradients go from g0 to g1 through an update and back to g0 through a message layer.
-    back = layer_kernel(update_triton.update_backward, schedule.layers_backward, LAST=False)
-    back_last = layer_kernel(update_triton.update_backward, schedule.layers_backward, ".last", LAST=True)
-    mix_back = product_kernel(update_triton.update_mix_backward, LAST=False)
-    mix_back_last = product_kernel(update_triton.update_mix_backward, ".last", LAST=True)
-    source_back = layer_kernel(message_triton.source_features_backward, schedule.layers)
-    message_back = message_kernel(message_triton.message_backward, ADD=False)
-    message_add = message_kernel(message_triton.message_backward, ".add", ADD=True)
-    first_back = product_kernel(message_triton.message_first_backward, width=sk, columns=16, ONLY=n == 1, SKP=sk)
-    gradient = launch(message_triton.edge_gradient, ["local", 1, 1], 4, SLICES=f // CHANNELS if n > 1 else 0, BE=32, **edge)
+    def pair(function: Callable, blocks: Blocks, **more):
+        """The kernel for the last layer and for others."""
+        return {last: product_kernel(function, blocks, ".last" if last else "", LAST=last, **more) for last in (True, False)}
+
+    hidden_back = {
+        last: product_kernel(update_triton.update_hidden_backward, wide, ".last" if last else "", width=(2 if last else 3) * f, LAST=last)
+        for last in (True, False)
+    }
+    back = pair(update_triton.update_backward, wide, width=2 * f)
+    mix_back = pair(update_triton.update_mix_backward, narrow, width=3 * f)
+    source_hidden_back = product_kernel(message_triton.source_hidden_backward, narrow, width=3 * f)
+    source_back = product_kernel(message_triton.source_features_backward, narrow)
+    message_back = {last: message_kernel(message_triton.message_backward, "" if last else ".add", ADD=not last) for last in (True, False)}
+    first_back = product_kernel(message_triton.message_first_backward, narrow, width=4 * sk, BN=min(32, sk & -sk), ONLY=n == 1, SKP=sk)
+    gradient = launch(message_triton.edge_gradient, ["local", 1, 1], schedule.edge_warps, K=sizes.basis, SKP=sk,
+                      SLICES=f // CHANNELS if n > 1 else 0, BE=schedule.edges)
     for layer in reversed(range(n)):
-        w, last = f"gpu.layers.{layer}.", layer == n - 1
-        kept = [f"pq{layer}", f"hidden{layer}", f"gates{layer}", w + "update.w1", w + "update.w2"]
-        add(back_last if last else back, ["counts", "g0", *kept, "g1", "g_pq"], backward=True)
+        w, last, pq = f"gpu.layers.{layer}.", layer == n - 1, f"pq{layer}"
+        add(hidden_back[last], ["counts", "g0", pq, w + "update.w2", "g_hidden"], backward=True)
+        add(back[last], ["counts", "g0", pq, f"gates{layer}", f"slope{layer}", "g_hidden", w + "update.w1", "g1", "g_pq"], backward=True)
         if layer > 0:
-            add(mix_back_last if last else mix_back, ["counts", "g0", "g_pq", w + "update.vu", "g1"], backward=True)
+            add(mix_back[last], ["counts", "g0", "g_pq", w + "update.vu", "g1"], backward=True)
             stages.append({"kernel": "exchange", "pass": "backward", "args": ["g1"]})
             own = [f"x{layer}", f"x_vv{layer}", f"v{layer}"]
-            add(message_back if last else message_add, ["counts", "g1", *own, w + "filter", *rows, "basis", "slope", "g_x", "g0", "pair_gradient",
-                                                        "edge_capacity"], backward=True)
-            add(source_back, ["counts", "g1", "g_x", f"source_hidden{layer}", w + "source.w1", w + "source.w2", "g0"], backward=True)
+            add(message_back[last], ["counts", "g1", *own, w + "filter", *rows, "basis", "slope", "g_x", "g0", "pair_gradient", "edge_capacity"],
+                backward=True)
+            add(source_hidden_back, ["counts", "g_x", w + "source.w2", "g_hidden"], backward=True)
+            add(source_back, ["counts", "g1", f"source_slope{layer}", "g_hidden", w + "source.w1", "g0"], backward=True)
     w = "gpu.layers.0."
-    add(first_back, ["counts", "g1", "g0", "g_pq", w + "q_s", w + "q_v", w + "q_vu", "g_moments"], backward=True)
-    add(gradient, ["counts", "species", *rows, "basis", "slope", "g_moments", "pair_gradient" if n > 1 else "gradient", "repulsion_slope", "gradient",
-                   "edge_capacity"], backward=True)
+    add(first_back, ["counts", "g1", "g0", "g_pq", w + "q_s", w + "q_vpq", "g_moments"], backward=True)
+    add(gradient, ["counts", "species", *rows, "distance", "cutoff", "g_moments", "pair_gradient" if n > 1 else "gradient", "repulsion_slope",
+                   "gradient", "edge_capacity"], backward=True)
     return stages
 
 
@@ -343,7 +343,7 @@ def cuda_tensor_dtypes(config: PaiNNConfig) -> Dict[str, str]:
     names = {"cutoff": "f64", "pair_table": "f64", "shift": "f64", "gpu.embedding": "f32"}
     for layer in range(config.layers):
         w = f"gpu.layers.{layer}."
-        inputs = ["q_s", "q_v", "q_vu"] if layer == 0 else ["filter", *(f"source.{p}" for p in ("w1", "b1", "w2", "b2"))]
+        inputs = ["q_s", "q_vpq"] if layer == 0 else ["filter", *(f"source.{p}" for p in ("w1", "b1", "w2", "b2"))]
         for p in (*inputs, *(f"update.{p}" for p in ("vu", "w1", "b1", "w2", "b2"))):
             names[w + p] = "f32" if p.endswith(("b1", "b2")) else "f16"
     return {**names, "gpu.readout.w1": "f16", **{f"gpu.readout.{p}": "f32" for p in ("b1", "w2", "b2")}}

@@ -1,173 +1,231 @@
-"""Update layers on the GPU (equations in update.py).
+"""Update layers on the GPU (equations in update.py, the form of the kernels in dense_triton.py).
 
-Programs hold BM rows. The columns are divided among neighbouring programs, BN for each, so that few atoms still occupy many
-multiprocessors; what several programs need (the hidden layer) each of them computes again, which is cheaper than another
-dependent kernel. Rows beyond the last atom exist, and what is computed there is never read: no load waits for the number of
-atoms. EXIT: leave early where all rows are such, for a capacity that exceeds the atoms by many blocks.
+pq [local, 3, 2F]: p = v V beside q = v U for each component of the vectors.
 """
 
 import triton
 import triton.language as tl
 
-from .dense_triton import halves, halves_product, product, silu, silu_slope
+from .dense_triton import halves, halves_product, place, product, store_hidden, weights
+from .launch_triton import previous_kernel
 
 NORM_EPSILON = tl.constexpr(1e-8)  # as in update.py
 
 
 @triton.jit
-def update_mix(
-    counts, v, vu, pq, norm, dot, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr
-):
-    """p = v V and q = v U (pq: [local, 6F], p first), the norms of p and the products p.q ([local, F])."""
-    first = tl.program_id(0) // (F // BN) * BM
+def load_vector(pointer, STRIDE: tl.constexpr):
+    """Three components that are STRIDE apart."""
+    return tl.load(pointer), tl.load(pointer + STRIDE), tl.load(pointer + 2 * STRIDE)
+
+
+@triton.jit
+def norm_of(p_0, p_1, p_2):
+    return tl.sqrt(p_0 * p_0 + p_1 * p_1 + p_2 * p_2 + NORM_EPSILON)
+
+
+@triton.jit
+def update_mix(counts, v, vu, pq, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr):
+    """p and q of one component of the vectors."""
+    ACROSS: tl.constexpr = 6 * F // BN
+    row, c = place(ACROSS, BM, BN)
+    axis = tl.program_id(0) % ACROSS // (2 * F // BN)
+    k = tl.arange(0, F)
+    w_hi, w_lo = weights(vu + k[:, None] * (2 * F) + c - axis * (2 * F), 2 * F * F)
+    n = tl.load(counts)
+    previous_kernel()
     if EXIT:
-        if first >= tl.load(counts):
+        if tl.program_id(0) // ACROSS * BM >= n:
             return
-    i = first + tl.arange(0, BM)
-    row = i.to(tl.int64)[:, None]
-    c = tl.program_id(0) % (F // BN) * BN + tl.arange(0, BN)[None, :]
-    square = tl.full([BM, BN], NORM_EPSILON, tl.float32)
-    p_dot_q = tl.zeros([BM, BN], tl.float32)
-    for axis in tl.static_range(3):
-        p = tl.zeros([BM, BN], tl.float32)
-        q = tl.zeros([BM, BN], tl.float32)
-        for k0 in range(0, F, BK):
-            k = k0 + tl.arange(0, BK)
-            hi, lo, scale = halves(tl.load(v + row * (3 * F) + axis * F + k[None, :]))
-            w = vu + k[:, None] * (2 * F) + c
-            p += halves_product(hi, lo, w, 2 * F * F) * scale
-            q += halves_product(hi, lo, w + F, 2 * F * F) * scale
-        tl.store(pq + row * (6 * F) + axis * F + c, p)
-        tl.store(pq + row * (6 * F) + (3 + axis) * F + c, q)
-        square += p * p
-        p_dot_q += p * q
-    tl.store(norm + row * F + c, tl.sqrt(square))
-    tl.store(dot + row * F + c, p_dot_q)
+    tl.store(pq + row * (6 * F) + c, product(tl.load(v + row * (3 * F) + axis * F + k[None, :]), w_hi, w_lo))
+
+
+@triton.jit
+def update_hidden(
+    counts, s, pq, w1, b1, active, slope, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr
+):
+    """The hidden layer: active [local, F], and the slope of the activation for the backward pass."""
+    row, c = place(F // BN, BM, BN)
+    k = tl.arange(0, F)
+    w = w1 + k[:, None] * F + c
+    s_hi, s_lo = weights(w, 2 * F * F)
+    n_hi, n_lo = weights(w + F * F, 2 * F * F)
+    bias, n = tl.load(b1 + c), tl.load(counts)
+    previous_kernel()
+    if EXIT:
+        if tl.program_id(0) // (F // BN) * BM >= n:
+            return
+    scalars = tl.load(s + row * F + k[None, :])
+    p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + k[None, :], 2 * F)
+    h = bias + product(scalars, s_hi, s_lo) + product(norm_of(p_0, p_1, p_2), n_hi, n_lo)
+    store_hidden(active, slope, row * F + c, h)
 
 
 @triton.jit
 def update(
-    counts, s, v, pq, norm, dot, w1, b1, w2, b2, s_out, v_out, hidden, gates, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BC: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr, LAST: tl.constexpr,
+    counts, s, v, pq, active, w2, b2, s_out, v_out, gates, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr,
+    LAST: tl.constexpr,
 ):
-    """New features: s_out [local, F] and v_out [local, 3F].
+    """New features: one program makes columns of s_out [local, F], another of v_out [local, 3F].
 
-    Keeps the hidden layer before its activation (hidden [local, F]) and a_vv, a_sv (gates [local, 2F]) for the backward pass.
-    In the LAST layer nobody reads the vectors.
+    Keeps a_vv, a_sv (gates [local, 2F]) for the backward pass. In the LAST layer nobody reads the vectors.
     """
-    first = tl.program_id(0) // (F // BN) * BM
-    if EXIT:
-        if first >= tl.load(counts):
-            return
-    i = first + tl.arange(0, BM)
-    row = i.to(tl.int64)[:, None]
-    f = tl.arange(0, F)
-    h = tl.zeros([BM, F], tl.float32) + tl.load(b1 + f)[None, :]
-    for k0 in range(0, F, BK):
-        k = k0 + tl.arange(0, BK)
-        w = w1 + k[:, None] * F + f[None, :]
-        h += product(tl.load(s + row * F + k[None, :]), w, 2 * F * F)
-        h += product(tl.load(norm + row * F + k[None, :]), w + F * F, 2 * F * F)
-    if tl.program_id(0) % (F // BN) == 0:
-        tl.store(hidden + row * F + f[None, :], h)
-    hi, lo, scale = halves(silu(h))
-    for c0 in range(0, BN, BC):
-        c = tl.program_id(0) % (F // BN) * BN + c0 + tl.arange(0, BC)
-        w = w2 + f[:, None] * (3 * F) + c[None, :]
-        bias = b2 + c
-        c = c[None, :]
-        a_ss = halves_product(hi, lo, w, 3 * F * F) * scale + tl.load(bias)[None, :]
-        a_sv = halves_product(hi, lo, w + 2 * F, 3 * F * F) * scale + tl.load(bias + 2 * F)[None, :]
-        value = tl.load(s + row * F + c) + a_ss
-        value += a_sv * tl.load(dot + row * F + c)
-        tl.store(s_out + row * F + c, value)
+    ACROSS: tl.constexpr = (1 if LAST else 2) * F // BN
+    row, c = place(ACROSS, BM, BN)
+    k = tl.arange(0, F)
+    w, bias, n = w2 + k[:, None] * (3 * F) + c, b2 + c, tl.load(counts)
+    p = pq + row * (6 * F) + c
+    if tl.program_id(0) % ACROSS < F // BN:
+        ss_hi, ss_lo = weights(w, 3 * F * F)
+        sv_hi, sv_lo = weights(w + 2 * F, 3 * F * F)
+        p_0, p_1, p_2 = load_vector(p, 2 * F)
+        q_0, q_1, q_2 = load_vector(p + F, 2 * F)
+        value, b_sv = tl.load(s + row * F + c) + tl.load(bias), tl.load(bias + 2 * F)
+        p_dot_q = p_0 * q_0 + p_1 * q_1 + p_2 * q_2
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        hi, lo, scale = halves(tl.load(active + row * F + k[None, :]))
+        a_sv = halves_product(hi, lo, scale, sv_hi, sv_lo) + b_sv
         tl.store(gates + row * (2 * F) + F + c, a_sv)
-        if not LAST:
-            a_vv = halves_product(hi, lo, w + F, 3 * F * F) * scale + tl.load(bias + F)[None, :]
-            tl.store(gates + row * (2 * F) + c, a_vv)
-            for axis in tl.static_range(3):
-                q = tl.load(pq + row * (6 * F) + (3 + axis) * F + c)
-                value = tl.load(v + row * (3 * F) + axis * F + c) + a_vv * q
-                tl.store(v_out + row * (3 * F) + axis * F + c, value)
+        tl.store(s_out + row * F + c, value + halves_product(hi, lo, scale, ss_hi, ss_lo) + a_sv * p_dot_q)
+    else:  # columns F and up of the weights; q stands F after p
+        vv_hi, vv_lo = weights(w, 3 * F * F)
+        q_0, q_1, q_2 = load_vector(p, 2 * F)
+        v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c - F, F)
+        b_vv = tl.load(bias)
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        a_vv = product(tl.load(active + row * F + k[None, :]), vv_hi, vv_lo) + b_vv
+        tl.store(gates + row * (2 * F) + c - F, a_vv)
+        out = v_out + row * (3 * F) + c - F
+        tl.store(out, v_0 + a_vv * q_0)
+        tl.store(out + F, v_1 + a_vv * q_1)
+        tl.store(out + 2 * F, v_2 + a_vv * q_2)
+
+
+@triton.jit
+def update_hidden_backward(
+    counts, g, pq, w2, g_hidden, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr, LAST: tl.constexpr
+):
+    """Gradient of the hidden layer after its activation, g_hidden [local, 3F], whose three blocks are to be added up.
+
+    g: gradients with respect to the output, [total, 4F]; in the LAST layer those of the vectors are zero and there are two blocks.
+    """
+    ACROSS: tl.constexpr = (2 if LAST else 3) * F // BN
+    row, c = place(ACROSS, BM, BN)
+    part = tl.program_id(0) % ACROSS // (F // BN)  # through a_ss, a_sv, a_vv
+    k = tl.arange(0, F)
+    block = tl.where(part == 0, 0, 3 - part)  # of the columns of w2
+    w_hi, w_lo = weights(w2 + (c - part * F) * (3 * F) + block * F + k[:, None], 3 * F * F)
+    n = tl.load(counts)
+    k = k[None, :]
+    p = pq + row * (6 * F) + k
+    g += row * (4 * F) + k
+    out = g_hidden + row * (3 * F) + c
+    if part == 0:
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        tl.store(out, product(tl.load(g), w_hi, w_lo))
+    elif part == 1:
+        p_0, p_1, p_2 = load_vector(p, 2 * F)
+        q_0, q_1, q_2 = load_vector(p + F, 2 * F)
+        p_dot_q = p_0 * q_0 + p_1 * q_1 + p_2 * q_2
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        tl.store(out, product(tl.load(g) * p_dot_q, w_hi, w_lo))
+    else:
+        q_0, q_1, q_2 = load_vector(p + F, 2 * F)
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        g_0, g_1, g_2 = load_vector(g + F, F)
+        tl.store(out, product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, w_hi, w_lo))
 
 
 @triton.jit
 def update_backward(
-    counts, g, pq, hidden, gates, w1, w2, g_out, g_pq, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
-    BK: tl.constexpr, EXIT: tl.constexpr, LAST: tl.constexpr,
+    counts, g, pq, gates, slope, g_hidden, w1, g_out, g_pq, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    EXIT: tl.constexpr, LAST: tl.constexpr,
 ):
-    """dE/ds of the layer's input into the first F columns of g_out [total, 4F], and dE/dp, dE/dq into g_pq [local, 6F].
-
-    g: gradients with respect to the output, [total, 4F]; in the LAST layer those of the vectors are zero and are not read.
-    """
-    first = tl.program_id(0) // (F // BN) * BM
-    if EXIT:
-        if first >= tl.load(counts):
-            return
-    i = first + tl.arange(0, BM)
-    row = i.to(tl.int64)[:, None]
-    f = tl.arange(0, F)
-    g_h = tl.zeros([BM, F], tl.float32)
-    for k0 in range(0, F, BK):
-        k = (k0 + tl.arange(0, BK))[None, :]
-        w = w2 + f[None, :] * (3 * F) + (k0 + tl.arange(0, BK))[:, None]
-        g_s = tl.load(g + row * (4 * F) + k)
-        g_h += product(g_s, w, 3 * F * F)
-        p_dot_q = tl.zeros([BM, BK], tl.float32)
-        g_vv = tl.zeros([BM, BK], tl.float32)
-        for axis in tl.static_range(3):
-            q = tl.load(pq + row * (6 * F) + (3 + axis) * F + k)
-            p_dot_q += tl.load(pq + row * (6 * F) + axis * F + k) * q
-            if not LAST:
-                g_vv += tl.load(g + row * (4 * F) + (1 + axis) * F + k) * q
-        g_h += product(g_s * p_dot_q, w + 2 * F, 3 * F * F)
+    """dE/ds of the layer's input into the first F columns of g_out [total, 4F], and dE/dp, dE/dq into g_pq [local, 3, 2F]."""
+    row, c = place(2 * F // BN, BM, BN)
+    part = tl.program_id(0) % (2 * F // BN) // (F // BN)  # dE/ds and dE/dq, or dE/dp
+    k = tl.arange(0, F)
+    w_hi, w_lo = weights(w1 + c * F + k[:, None], 2 * F * F)
+    n = tl.load(counts)
+    c -= part * F
+    k = k[None, :]
+    factor = tl.load(slope + row * F + k)
+    p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + c, 2 * F)
+    gate = gates + row * (2 * F) + c
+    g += row * (4 * F) + c  # of two kernels before
+    g_s = tl.load(g)
+    g_dot = g_s * tl.load(gate + F)
+    g_hidden += row * (3 * F) + k
+    out = g_pq + row * (6 * F) + c
+    if part == 0:
+        q_0, q_1, q_2 = g_dot * p_0, g_dot * p_1, g_dot * p_2
         if not LAST:
-            g_h += product(g_vv, w + F, 3 * F * F)
-    hi, lo, scale = halves(g_h * silu_slope(tl.load(hidden + row * F + f[None, :])))
-    for c0 in range(0, BN, BC):
-        c = tl.program_id(0) % (F // BN) * BN + c0 + tl.arange(0, BC)
-        w = w1 + c[None, :] * F + f[:, None]
-        c = c[None, :]
-        g_s = tl.load(g + row * (4 * F) + c)
-        tl.store(g_out + row * (4 * F) + c, g_s + halves_product(hi, lo, w, 2 * F * F) * scale)
-        g_norm = halves_product(hi, lo, w + F * F, 2 * F * F) * scale
-        square = tl.full([BM, BC], NORM_EPSILON, tl.float32)
-        for axis in tl.static_range(3):
-            p = tl.load(pq + row * (6 * F) + axis * F + c)
-            square += p * p
-        g_norm = g_norm / tl.sqrt(square)
-        g_dot = g_s * tl.load(gates + row * (2 * F) + F + c)
-        for axis in tl.static_range(3):
-            p = tl.load(pq + row * (6 * F) + axis * F + c)
-            q = tl.load(pq + row * (6 * F) + (3 + axis) * F + c)
-            g_q = g_dot * p
-            if not LAST:
-                a_vv = tl.load(gates + row * (2 * F) + c)
-                g_q += a_vv * tl.load(g + row * (4 * F) + (1 + axis) * F + c)
-            tl.store(g_pq + row * (6 * F) + axis * F + c, g_dot * q + g_norm * p)
-            tl.store(g_pq + row * (6 * F) + (3 + axis) * F + c, g_q)
+            a_vv = tl.load(gate)
+            g_0, g_1, g_2 = load_vector(g + F, F)
+            q_0 += a_vv * g_0
+            q_1 += a_vv * g_1
+            q_2 += a_vv * g_2
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // (2 * F // BN) * BM >= n:
+                return
+        g_h = tl.load(g_hidden) + tl.load(g_hidden + F)
+        if not LAST:
+            g_h += tl.load(g_hidden + 2 * F)
+        tl.store(g_out + row * (4 * F) + c, g_s + product(g_h * factor, w_hi, w_lo))
+        tl.store(out + F, q_0)
+        tl.store(out + 3 * F, q_1)
+        tl.store(out + 5 * F, q_2)
+    else:
+        q_0, q_1, q_2 = load_vector(pq + row * (6 * F) + F + c, 2 * F)
+        norm = norm_of(p_0, p_1, p_2)
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // (2 * F // BN) * BM >= n:
+                return
+        g_h = tl.load(g_hidden) + tl.load(g_hidden + F)
+        if not LAST:
+            g_h += tl.load(g_hidden + 2 * F)
+        along = product(g_h * factor, w_hi, w_lo) / norm
+        tl.store(out, g_dot * q_0 + along * p_0)
+        tl.store(out + 2 * F, g_dot * q_1 + along * p_1)
+        tl.store(out + 4 * F, g_dot * q_2 + along * p_2)
 
 
 @triton.jit
 def update_mix_backward(
-    counts, g, g_pq, vu, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr,
-    LAST: tl.constexpr,
+    counts, g, g_pq, vu, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr, LAST: tl.constexpr
 ):
-    """dE/dv of the layer's input, into the last 3F columns of g_out [total, 4F]."""
-    first = tl.program_id(0) // (F // BN) * BM
+    """dE/dv of the layer's input, into the last 3F columns of g_out [total, 4F]: one component."""
+    row, c = place(3 * F // BN, BM, BN)
+    axis = tl.program_id(0) % (3 * F // BN) // (F // BN)
+    k = tl.arange(0, F)
+    w = vu + (c - axis * F) * (2 * F) + k[:, None]
+    p_hi, p_lo = weights(w, 2 * F * F)
+    q_hi, q_lo = weights(w + F, 2 * F * F)
+    n = tl.load(counts)
+    g_v = tl.zeros([BM, BN], tl.float32)
+    if not LAST:
+        g_v = tl.load(g + row * (4 * F) + F + c)
+    previous_kernel()
     if EXIT:
-        if first >= tl.load(counts):
+        if tl.program_id(0) // (3 * F // BN) * BM >= n:
             return
-    i = first + tl.arange(0, BM)
-    row = i.to(tl.int64)[:, None]
-    c = tl.program_id(0) % (F // BN) * BN + tl.arange(0, BN)[None, :]
-    for axis in tl.static_range(3):
-        g_v = tl.zeros([BM, BN], tl.float32)
-        for k0 in range(0, F, BK):
-            k = k0 + tl.arange(0, BK)
-            a = g_pq + row * (6 * F) + axis * F + k[None, :]
-            w = vu + c * (2 * F) + k[:, None]
-            g_v += product(tl.load(a), w, 2 * F * F) + product(tl.load(a + 3 * F), w + F, 2 * F * F)
-        if not LAST:
-            g_v += tl.load(g + row * (4 * F) + (1 + axis) * F + c)
-        tl.store(g_out + row * (4 * F) + (1 + axis) * F + c, g_v)
+    a = g_pq + row * (6 * F) + axis * (2 * F) + k[None, :]
+    a_p, a_q = tl.load(a), tl.load(a + F)
+    g_v += product(a_p, p_hi, p_lo) + product(a_q, q_hi, q_lo)
+    tl.store(g_out + row * (4 * F) + F + c, g_v)

@@ -373,16 +373,28 @@ API int cuGraphLaunch(GraphObject *exec, StreamObject *stream) {
 }
 API int cuGraphExecDestroy(GraphObject *exec) { return delete exec, OK; }
 API int cuGraphDestroy(GraphObject *graph) { return delete graph, OK; }
-API int cuLaunchKernel(FunctionObject *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
-                       unsigned shared, StreamObject *stream, void **parameters, void **) {
+struct LaunchConfig {
+  unsigned x, y, z, threads, threads_y, threads_z, shared;
+  StreamObject *stream;
+  const int *attributes;
+  unsigned n_attributes;
+};
+API int cuLaunchKernelEx(const LaunchConfig *config, FunctionObject *function, void **parameters, void **) {
   NEEDS_CONTEXT;
-  if (!x || !y || z != 1 || threads % 32 || int(shared) > function->shared) return INVALID;
+  const LaunchConfig &c = *config;
+  if (!c.x || !c.y || c.z != 1 || c.threads % 32 || c.threads_y != 1 || c.threads_z != 1 || int(c.shared) > function->shared ||
+      c.n_attributes > 1)
+    return INVALID;
+  if (c.n_attributes) {
+    if (c.attributes[0] != 6 || c.attributes[2] != 1) return INVALID;  // programmatic stream serialization, on
+    counters["overlapping"]++;
+  }
   Launch launch{function, {}};
   for (int k = 0; k < function->n; k++) launch.values.push_back(*static_cast<Pointer *>(parameters[k]));
   for (int k = 0; k < 2; k++)  // Triton's scratch areas
     if (*static_cast<Pointer *>(parameters[function->n + k])) return INVALID;
-  if (object(stream).capturing)
-    object(stream).recorded.launches.push_back(launch);
+  if (object(c.stream).capturing)
+    object(c.stream).recorded.launches.push_back(launch);
   else
     launch.run();
   return OK;

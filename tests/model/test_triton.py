@@ -70,6 +70,11 @@ def test_every_stage(name, schedule):
         block = both.shape[1] // 2
         return (both[:, :block] + both[:, block:])[:, : config.n_radial + 1]
 
+    def check_hidden(h, slope, kernel):
+        sigmoid = torch.sigmoid(h)
+        close(buffer("active"), h * sigmoid, kernel)
+        close(buffer(slope), sigmoid * (1 + h * (1 - sigmoid)), kernel)
+
     first = m.layers[0]
     q_s, q_v = message_first_weights(source_features(m.embedding, **first.source), first.filter)
     states, x, layer, seen, in_layer = [], {}, 0, set(), None
@@ -97,9 +102,14 @@ def test_every_stage(name, schedule):
             states.append(in_layer)
         if kernel in ("message_first", "update_mix"):
             p, q = torch.chunk(in_layer[1] @ m.layers[layer].update["vu"], 2, dim=-1)
-            close(buffer(f"pq{layer}"), torch.cat([p.reshape(n, -1), q.reshape(n, -1)], 1), kernel)
-            close(buffer("norm"), torch.sqrt((p * p).sum(1) + 1e-8), kernel)
-            close(buffer("dot"), (p * q).sum(1), kernel)
+            close(buffer(f"pq{layer}"), torch.cat([p, q], 2).reshape(n, -1), kernel)
+        elif kernel == "update_hidden":
+            weight = m.layers[layer].update
+            norm = torch.sqrt((torch.chunk(in_layer[1] @ weight["vu"], 2, dim=-1)[0] ** 2).sum(1) + 1e-8)
+            check_hidden(torch.cat([in_layer[0], norm], 1) @ weight["w1"] + weight["b1"], f"slope{layer}", kernel)
+        elif kernel == "source_hidden":
+            weight = m.layers[layer].source
+            check_hidden(s @ weight["w1"] + weight["b1"], f"source_slope{layer}", kernel)
         elif kernel == "update":
             s, v = update(*in_layer, **m.layers[layer].update)
             close(buffer(f"s{layer % 2}"), s, kernel)
@@ -135,6 +145,9 @@ def test_every_stage(name, schedule):
             pair += torch.cat([g_d[:, None], -g_u], 1)[reverse]
             close(a["pair_gradient"].cpu().double()[e].reshape(len(e), -1, 4).sum(1), pair, kernel)
             g_v = new_g_v
+        elif kernel == "source_hidden_backward":
+            w = m.layers[layer].source
+            close(buffer("g_hidden").reshape(n, 3, -1).sum(1), g_x @ w["w2"].T, kernel)
         elif kernel == "source_features_backward":
             w = m.layers[layer].source
             g_s = g_s + source_features_backward(g_x, s, w["w1"], w["b1"], w["w2"])
@@ -204,4 +217,4 @@ def test_schedules_cover_every_size():
     plan = cuda_plan(random_model(16, 2).config).to_dict()
     assert [s["max_rows"] for s in plan["schedules"]] == [SMALL_ROWS, None]
     kernels = [s["kernel"] for s in plan["schedules"][0]["stages"] if s["kernel"] != "exchange" and s["pass"] != "energy"]
-    assert len(kernels) <= 19  # of two layers; each further layer adds seven
+    assert len(kernels) <= 23  # of two layers; each further layer adds twelve

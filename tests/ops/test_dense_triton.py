@@ -7,7 +7,7 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 import triton.language as tl  # noqa: E402
 
-from mlff.dense_triton import product  # noqa: E402
+from mlff.dense_triton import product, weights  # noqa: E402
 from mlff.plan import HALVES_SCALE  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -16,7 +16,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @triton.jit
 def multiply(a, w, out, M: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
     m, k, n = tl.arange(0, M)[:, None], tl.arange(0, K), tl.arange(0, N)[None, :]
-    tl.store(out + m * N + n, product(tl.load(a + m * K + k[None, :]), w + k[:, None] * N + n, K * N))
+    w_hi, w_lo = weights(w + k[:, None] * N + n, K * N)
+    tl.store(out + m * N + n, product(tl.load(a + m * K + k[None, :]), w_hi, w_lo))
 
 
 def run(a, weight):

@@ -1,0 +1,128 @@
+"""What kernels do before previous_kernel() runs beside the kernel before (mlff/launch_triton.py), and no test of values would notice a
+race: so the source of every kernel is read, in the order in which the plan runs them."""
+
+import ast
+import inspect
+import textwrap
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from mlff.painn import PaiNNConfig  # noqa: E402
+from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
+
+LOADS = {"load", "weights", "load_vector", "filter_weights", "_load_vectors", "_row", "_failed"}
+STORES = {"store", "store_hidden", "store_halves", "atomic_add", "atomic_max", "atomic_xchg"}
+
+
+def callee(node):
+    return getattr(node.func, "attr", getattr(node.func, "id", None)) if isinstance(node, ast.Call) else None
+
+
+class Accesses:
+    """Parameters of a kernel that are read before it waits, and that it writes at all. constants: of its launch."""
+
+    def __init__(self, function, constants=None):
+        self.constants = constants or {}
+        source = textwrap.dedent(inspect.getsource(getattr(function, "fn", function)))
+        definition = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef))
+        self.from_parameters = {a.arg: {a.arg} for a in definition.args.args}  # pointers derived from parameters
+        self.early, self.written, self.early_stores = set(), set(), False
+        self.waits = self.block(definition.body, True)
+
+    def sources(self, *nodes):
+        """Parameters that an expression points to; what has been loaded points to none."""
+        found = set()
+        for node in nodes:
+            if isinstance(node, ast.Name):
+                found |= self.from_parameters.get(node.id, set())
+            elif callee(node) not in LOADS:
+                found |= self.sources(*ast.iter_child_nodes(node))
+        return found
+
+    def block(self, statements, early):
+        """Goes through statements; True if all of them together wait. early: nothing before them has waited."""
+        waited = not early
+        for s in statements:
+            if isinstance(s, ast.If) and {n.id for n in ast.walk(s.test) if isinstance(n, ast.Name)} <= set(self.constants):
+                chosen = eval(compile(ast.Expression(s.test), "test", "eval"), {}, self.constants)
+                waited = self.block(s.body if chosen else s.orelse, not waited)
+                continue
+            if isinstance(s, (ast.If, ast.For, ast.While)):
+                self.expression(s.iter if isinstance(s, ast.For) else s.test, not waited)
+                both = [self.block(s.body, not waited), self.block(s.orelse, not waited)]
+                waited = waited or (all(both) if isinstance(s, ast.If) and s.orelse else False)
+                if isinstance(s, ast.If) and not waited and any(isinstance(x, ast.Return) for x in ast.walk(s)):
+                    raise AssertionError("returns before it has waited")
+                continue
+            if any(callee(n) == "previous_kernel" for n in ast.walk(s)):
+                waited = True
+            self.expression(s, not waited)
+            if isinstance(s, (ast.Assign, ast.AugAssign)):
+                targets = s.targets if isinstance(s, ast.Assign) else [s.target]
+                found = self.sources(s.value)
+                for name in (n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)):
+                    self.from_parameters[name] = found | (self.from_parameters.get(name, set()) if isinstance(s, ast.AugAssign) else set())
+        return waited
+
+    def expression(self, node, early):
+        for call in (n for n in ast.walk(node) if callee(n) in LOADS | STORES):
+            pointers = self.sources(*call.args[: 2 if callee(call) == "store_hidden" else 1])
+            if callee(call) in STORES:
+                self.written |= pointers
+                self.early_stores |= early
+            elif early:
+                self.early |= pointers
+
+
+def sequences():
+    """Kernels in the order of an evaluation, each as (name, the plan's names of its parameters, accesses)."""
+    known = {}
+    for layers in (1, 2, 3):
+        plan = cuda_plan(PaiNNConfig(species=["H", "O"], features=32, layers=layers))
+        d = plan.to_dict()
+        for search in d["search"].values():
+            for schedule in d["schedules"]:
+                for kind in ("backward", "energy"):
+                    stages = [s for s in search + schedule["stages"] if s["pass"] in ("forward", kind) and s["kernel"] != "exchange"]
+                    for ends in ("f32", "f64"):
+                        run = []
+                        for s in d["import"][ends] + stages + d["export"][ends]:
+                            launch = plan.launches[s["kernel"]]
+                            key = (launch.function, tuple(launch.constants.items()))
+                            if key not in known:
+                                known[key] = Accesses(launch.function, launch.constants)
+                            accesses = known[key]
+                            run.append((s["kernel"], dict(zip(accesses.from_parameters, s["args"])), accesses))
+                        yield run
+
+
+def test_kernels_read_early_only_what_is_there():
+    seen = set()
+    for run in sequences():
+        for before, kernel in zip(run, run[1:]):
+            name, arguments, accesses = kernel
+            seen.add(name)
+            written = {before[1][p] for p in before[2].written if p in before[1]}
+            early = {arguments[p] for p in accesses.early if p in arguments} - set(CUDA_SCALARS)
+            assert accesses.waits, f"{name} does not wait on every path"
+            assert not accesses.early_stores, f"{name} writes before it has waited"
+            assert not written & early, f"{name} reads {written & early} before {before[0]} has ended, which writes it"
+    assert {"update_backward.large", "message.small", "forces", "total.energy.small", "pairs_list"} <= seen
+
+
+@pytest.mark.parametrize("body, message", [
+    ("y = tl.load(x)\n    previous_kernel()\n    tl.store(x, y)", None),
+    ("p = x + 1\n    tl.store(p, 0)\n    previous_kernel()", "early store"),
+    ("if x > 0:\n        previous_kernel()", "no wait"),
+])  # fmt: skip
+def test_the_reader_itself(body, message, tmp_path):
+    path = tmp_path / "kernel.py"
+    path.write_text(f"def kernel(x):\n    {body}\n")
+    space = {}
+    exec(compile(path.read_text(), str(path), "exec"), space)
+    accesses = Accesses(space["kernel"])
+    assert accesses.waits == (message != "no wait") and accesses.early_stores == (message == "early store")
+    if message is None:
+        assert accesses.early == {"x"} and accesses.written == {"x"}
