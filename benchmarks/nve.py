@@ -16,6 +16,7 @@ from pathlib import Path
 import ase.io
 import matplotlib
 import numpy as np
+import torch
 from scipy.stats import linregress
 
 from common import RESULTS, environment, water_box, write_results
@@ -111,7 +112,8 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        export(args.model, folder / "model.pt", architectures=() if args.device == "cpu" else None)
+        architectures = (10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1],) if args.device == "cuda" else ()
+        export(args.model, folder / "model.pt", architectures=architectures)
         atoms = water_box(args.molecules)
         step, energy, temperature, seconds = {"lammps": run_lammps, "openmm": run_openmm}[args.engine](folder, atoms, args)
         sha256 = Model(folder / "model.pt").sha256
