@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import ase.io
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
@@ -14,6 +15,7 @@ from reference import random_model
 import mlff
 from mlff import cli
 from mlff.painn import save_checkpoint
+from mlff.train import teachers
 
 CPU = ["--arch", "none"]  # compiling for GPUs, which takes long, is in test_compile.py
 
@@ -137,13 +139,53 @@ def test_validate(model_pt, tmp_path, capsys, monkeypatch):
     assert "no such file of structures" in fails(capsys, cli.main, "validate", model_pt, tmp_path / "none.xyz")
 
 
+def test_label_and_train(tmp_path, capsys):
+    rng, frames = np.random.default_rng(0), []
+    for k in range(8):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(0, 0.05, (3, 3))
+        atoms.info["trajectory"] = f"run-{k}"
+        frames.append(atoms)
+    raw, out, config = tmp_path / "raw.extxyz", tmp_path / "labelled.extxyz", tmp_path / "water.yaml"
+    ase.io.write(raw, frames, format="extxyz")
+    options = ["--teacher", "ase.calculators.lj:LennardJones", "--options", '{"rc": 4.0}', "--device", "cpu", "--max-force", "1e9"]
+    assert cli.main(["label", str(raw), "-o", str(out), *options]) == 0
+    assert f"wrote {out}: 8 frames with labels of LennardJones, 0 left out" in capsys.readouterr().out
+    sections = "model: {features: 16, layers: 1, n_radial: 4}\nfit: {steps: 2, report_every: 1}\n"
+    sections = "data: {files: [labelled.extxyz], split_by: trajectory, held_out: 0.3}\n" + sections
+    config.write_text(sections)
+    assert cli.main(["train", str(config), "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "held out errors" in text and f"wrote {tmp_path / 'water.safetensors'}" in text
+    assert cli.export_main([str(tmp_path / "water.safetensors"), "-o", str(tmp_path / "water.pt"), *CPU]) == 0
+
+    config.write_text(sections.replace("steps: 2", "steps: 3"))
+    message = fails(capsys, cli.main, "train", config, "--device", "cpu")
+    assert "water.state.pt is the state of another run: fit.steps was 2, is 3" in message
+    config.write_text("fit: {}")
+    assert "expected the key data" in fails(capsys, cli.main, "train", config)
+    assert "unknown teacher 'magic'" in fails(capsys, cli.main, "label", raw, "-o", out, "--teacher", "magic")
+    assert "no such file of structures" in fails(capsys, cli.main, "label", tmp_path / "none.xyz", "-o", out, *options)
+
+
+def test_teachers_are_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["label", "--help"])
+    text = capsys.readouterr().out
+    assert [name for name in teachers.TEACHERS if name not in text] == []
+
+
 def test_env(capsys):
     assert cli.main(["env"]) == 0
     exports = dict(re.fullmatch(r"export (\w+)=(.*)", line).groups() for line in capsys.readouterr().out.splitlines())
     assert (Path(exports["LAMMPS_PLUGIN_PATH"].split(":")[0]) / "mlffplugin.so").is_file()
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["info"], ["demo", "--steps", "many"]], ids=["none", "unknown", "missing", "type"])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["fly"], ["info"], ["demo", "--steps", "many"], ["label", "a", "-o", "b", "--teacher", "so3lr", "--options", "3"]],
+    ids=["none", "unknown", "missing", "type", "json"],
+)
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as e:
         cli.main(arguments)

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 it failed (one line on the error stream says why) or a che
 """
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from . import __version__, pretrained_names
+from .train import MAX_FORCE
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,6 +49,25 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command.add_argument("--peers", metavar="CHECKPOINT", help="also time PyTorch with this checkpoint, of which the file was made")
     command.add_argument("--seconds", type=float, default=1.0, help="for each measurement (default: %(default)s)")
     command.set_defaults(run=_bench)
+
+    command = commands.add_parser("label", help="label structures with the energies, forces and stresses of a teacher")
+    command.add_argument("structures", type=Path, help="structures, any format that ASE reads")
+    command.add_argument("-o", "--output", type=Path, required=True, help="extxyz to write, with a record as JSON beside it")
+    command.add_argument(
+        "--teacher", required=True, help="aimnet2, chgnet, gfn2-xtb, sevennet, so3lr, or an ASE calculator as package.module:Class"
+    )
+    command.add_argument("--options", type=_options, default={}, help="keyword arguments of the teacher, as JSON")
+    command.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: the first GPU if there is one)')
+    command.add_argument(
+        "--max-force", type=float, default=MAX_FORCE, help="leave out frames pushed harder than this, eV/Å (default: %(default)s)"
+    )
+    command.add_argument("--index", default=":", help="frames to label as a Python slice, to share the work: 0::2 and 1::2")
+    command.set_defaults(run=_label)
+
+    command = commands.add_parser("train", help="distil a student, as a YAML file says")
+    command.add_argument("config", type=Path, help="configuration; the student and its record are written beside it")
+    command.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: the first GPU if there is one)')
+    command.set_defaults(run=_train)
 
     command = commands.add_parser("env", help='shell commands that let LAMMPS find the pair style: eval "$(mlff env)"')
     command.set_defaults(run=_env)
@@ -84,7 +105,7 @@ def _run(parser: argparse.ArgumentParser, arguments: Optional[List[str]]) -> int
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (OSError, ValueError, RuntimeError, ImportError, UnknownFileTypeError) as e:
+    except (OSError, ValueError, RuntimeError, ImportError, ArithmeticError, UnknownFileTypeError) as e:
         print(f"{parser.prog}: error: {' '.join(str(e).split()) or type(e).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -114,6 +135,16 @@ def _numbers(text: str) -> List[int]:
     if not numbers or min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers above zero, as in 21,648")
     return numbers
+
+
+def _options(text: str) -> Dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"""{text!r} is no JSON object, as in {{"long_range_cutoff": 12.0}}""")
+    return options
 
 
 # ---- the commands ------------------------------------------------------------------------------------------------------
@@ -287,6 +318,35 @@ def _bench(options: argparse.Namespace) -> int:
         seconds=options.seconds,
     )  # fmt: skip
     return 0
+
+
+def _label(options: argparse.Namespace) -> int:
+    from .train.label import label_file
+    from .train.teachers import load_teacher
+
+    teacher = load_teacher(options.teacher, options.device or _first_device(), **options.options)
+    record = label_file(options.structures, options.output, teacher, options.max_force, options.index)
+    name = record["teacher"]["name"]
+    print(f"wrote {options.output}: {record['labelled']} frames with labels of {name}, {record['left_out']} left out")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .train.run import train
+
+    record = train(options.config, options.device or _first_device())
+    for table in _record({"held_out_errors": record["held_out_errors"]}):
+        Console().print(table)
+    print(f"wrote {options.config.with_suffix('.safetensors')}, its record (.json) and its curves (.png)")
+    return 0
+
+
+def _first_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _env(options: argparse.Namespace) -> int:

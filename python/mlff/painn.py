@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .files import replacing
 from .filter import radial_basis
 from .message import (
     message,
@@ -199,10 +200,11 @@ def forces_and_virial(gradient: Tensor, edges: Tensor, edge_vectors: Tensor, n_a
 
 
 def save_checkpoint(model: PaiNN, path) -> None:
-    """Writes weights (float32, shifts float64) and configuration to a safetensors file."""
+    """Writes weights (float32, shifts float64) and configuration to a safetensors file, whole or not at all (OSError)."""
     tensors = {k: t.detach().cpu().to(torch.float64 if k == "shift" else torch.float32).contiguous() for k, t in model.state_dict().items()}
     header = {"architecture": "painn", "version": CHECKPOINT_VERSION, "config": asdict(model.config)}
-    save_file(tensors, str(path), metadata={"mlff": json.dumps(header)})
+    with replacing(path) as unfinished:
+        save_file(tensors, str(unfinished), metadata={"mlff": json.dumps(header)})
 
 
 def load_checkpoint(path) -> PaiNN:

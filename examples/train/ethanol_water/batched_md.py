@@ -117,16 +117,15 @@ def _close(batch: Batch, edge_index, unit_shifts, cutoff):
 
 
 class Teacher(Potential):
-    """SO3LR over a whole batch. `dtype` float32 moves atoms; labels are made in float64 by mlff.train.label."""
+    """SO3LR over a whole batch. `dtype` float32 moves atoms; labels are made in float64 by mlff label."""
 
     def __init__(self, device: str, dtype=torch.float32):
         super().__init__()
-        from mlff.train.label import so3lr
+        from mlff.train.teachers import SO3LR_LONG_RANGE_CUTOFF, so3lr_calculator
 
-        calculator, self.provenance = so3lr(device)
-        self.model = calculator.models[0].to(dtype)
+        self.model = so3lr_calculator(device).models[0].to(dtype)
         self.dtype = dtype
-        self.cutoff = float(self.provenance["long_range_cutoff_A"])
+        self.cutoff = SO3LR_LONG_RANGE_CUTOFF
 
     def __call__(self, batch: Batch):
         torch.set_default_dtype(self.dtype)  # the teacher makes its constants in the default type

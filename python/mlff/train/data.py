@@ -1,8 +1,9 @@
 """Labelled structures as batches of graphs.
 
-Files are extxyz with the teacher's energy, forces and stress (see mlff.train.label); every frame names its kind and
-the trajectory it was taken from (info["kind"], info["trajectory"]). Frames of one trajectory look alike, so a split
-into training and held-out data keeps trajectories whole.
+Files are extxyz with the teacher's energy, forces and stress under ASE's names (see label.py). Frames of one trajectory, or
+conformers of one molecule, look alike, so a split into data to train on, to validate with and to hold out keeps them
+together: a key of every frame's info (trajectory, molecule, scaffold ...) names the group that it belongs to. The key `kind`,
+if it is there, names the row of the table of errors.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read
+from ase.io.formats import UnknownFileTypeError
 from torch import Tensor
 
 from ..neighbors import find_neighbors
+
+# values that mean neutral and closed shell; a spin is given as multiplicity or as number of unpaired electrons
+NEUTRAL = {"charge": (0,), "total_charge": (0,), "spin": (0, 1), "total_spin": (0, 1), "multiplicity": (1,)}
 
 
 @dataclass
@@ -46,12 +51,11 @@ class Graphs:
 
 def graph(atoms: Atoms, cutoff: float, index: int = 0) -> Graphs:
     """Neighbours of every atom within `cutoff` Angstrom, periodic images included, and the labels."""
-    if atoms.calc is None:
-        raise ValueError(f"frame {index} ({atoms.get_chemical_formula()}) has no labels: run mlff.train.label first")
-    periodic = bool(atoms.pbc.all())  # a stress is defined for a volume only
+    labels = atoms.calc.results
+    stressed = bool(atoms.pbc.all()) and "stress" in labels  # a stress is defined for a volume only
     edges, _, vectors = find_neighbors(atoms.positions, cutoff, atoms.cell.array, atoms.pbc)
     n = len(atoms)
-    stress = atoms.get_stress(voigt=False) if periodic else np.zeros((3, 3))
+    stress = atoms.get_stress(voigt=False) if stressed else np.zeros((3, 3))
     return Graphs(
         atomic_numbers=torch.tensor(atoms.numbers, dtype=torch.long),
         edges=edges,
@@ -59,11 +63,11 @@ def graph(atoms: Atoms, cutoff: float, index: int = 0) -> Graphs:
         structure=torch.zeros(n, dtype=torch.long),
         edge_structure=torch.zeros(edges.shape[1], dtype=torch.long),
         n_atoms=torch.tensor([n]),
-        volume=torch.tensor([atoms.get_volume() if periodic else 1.0], dtype=torch.float64),
-        energy=torch.tensor([atoms.get_potential_energy()], dtype=torch.float64),
-        forces=torch.tensor(atoms.get_forces()),
+        volume=torch.tensor([atoms.get_volume() if stressed else 1.0], dtype=torch.float64),
+        energy=torch.tensor([labels["energy"]], dtype=torch.float64),
+        forces=torch.tensor(np.asarray(labels["forces"], dtype=float)),
         stress=torch.tensor(stress)[None],
-        has_stress=torch.tensor([periodic]),
+        has_stress=torch.tensor([stressed]),
         index=torch.tensor([index]),
     )
 
@@ -97,28 +101,98 @@ def batches(graphs: list[Graphs], max_edges: int, generator: torch.Generator | N
     return result
 
 
-def read_frames(paths: list[Path]) -> list[Atoms]:
-    """All frames of some labelled files, each with its kind and trajectory."""
+def read_structures(path: Path, index: str = ":") -> list[Atoms]:
+    """The frames `index` (a slice, or one number) of a file in any format that ASE reads, each checked (check)."""
+    try:
+        frames = read(path, index)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file of structures") from None
+    except (ValueError, KeyError, IndexError, OSError, StopIteration, UnknownFileTypeError) as e:
+        reason = f"{type(e).__name__}: {e}".rstrip(": ")
+        raise ValueError(f"{path}: expected structures in a format that ASE reads, best extxyz; got {reason}") from e
+    frames = [frames] if isinstance(frames, Atoms) else frames  # of an index that is no slice
+    if not frames:
+        raise ValueError(f"{path}: expected structures, got none for the frames {index!r}")
+    for k, atoms in enumerate(frames):
+        check(atoms, place(path, k, atoms))
+    return frames
+
+
+def place(path: Path, k: int, atoms: Atoms) -> str:
+    """Where a frame is, for messages."""
+    return f"{path}, frame {k} ({atoms.get_chemical_formula() or 'empty'})"
+
+
+def check(atoms: Atoms, where: str) -> None:
+    """Raises ValueError for a structure that no student can learn from.
+
+    That is one without atoms, with positions or a cell that are not finite, or that is not neutral with a closed shell: a
+    student sees elements and positions only, so a charge or a spin would be noise to it.
+    """
+    if not len(atoms):
+        raise ValueError(f"{where}: expected atoms, got none; leave the frame out")
+    if not np.all(np.isfinite(atoms.positions)) or not np.all(np.isfinite(atoms.cell.array)):
+        raise ValueError(f"{where}: expected finite positions and cell; leave the frame out")
+    if 0 in atoms.numbers:
+        raise ValueError(f"{where}: expected elements, got the atomic number 0 (X)")
+    advice = "leave the frame out: students know neither charge nor spin"
+    for key, neutral in NEUTRAL.items():
+        value = atoms.info.get(key, neutral[0])
+        if np.ndim(value) or value not in neutral:
+            raise ValueError(f"{where}: expected a neutral closed shell, got info[{key!r}] = {value}; {advice}")
+    charge = atoms.get_initial_charges().sum()
+    if abs(charge) > 1e-3:
+        raise ValueError(f"{where}: expected a neutral structure, got initial charges that add up to {charge:g}; {advice}")
+    if np.any(atoms.get_initial_magnetic_moments() != 0):
+        raise ValueError(f"{where}: expected no initial magnetic moments; {advice}")
+    if not atoms.pbc.any() and atoms.numbers.sum() % 2:
+        raise ValueError(f"{where}: expected a closed shell, got an odd number of electrons, {atoms.numbers.sum()}; {advice}")
+
+
+def read_frames(paths: list[Path], group: str) -> list[Atoms]:
+    """All frames of some labelled files.
+
+    Raises ValueError where a frame lacks energy or forces, has some that are not finite, or does not name its group.
+    """
     frames = []
     for path in paths:
-        for atoms in read(path, ":"):
-            for key in ("kind", "trajectory"):
-                if key not in atoms.info:
-                    raise ValueError(f"{path}: expected info[{key!r}] in every frame, got {sorted(atoms.info)}")
+        for k, atoms in enumerate(read_structures(path)):
+            where = place(path, k, atoms)
+            labels = {} if atoms.calc is None else atoms.calc.results
+            for name, shape in (("energy", ()), ("forces", (len(atoms), 3)), ("stress", (6,))):
+                if name not in labels and name != "stress":
+                    got = ", ".join(sorted(labels)) or "no label"
+                    raise ValueError(f"{where}: expected energy and forces as labels, got {got}; make them with mlff label")
+                value = np.asarray(labels.get(name, np.zeros(shape)))
+                if value.shape != shape or value.dtype.kind not in "fi":
+                    came = f"{value.dtype} of shape {value.shape}"
+                    raise ValueError(f"{where}: expected {name} as numbers of shape {shape}, got {came}; label it again")
+                if not np.all(np.isfinite(value)):
+                    raise ValueError(f"{where}: expected {name} without NaN and infinities; leave the frame out")
+            if group not in atoms.info:
+                known = sorted(atoms.info) or "no key"
+                raise ValueError(f"{where}: expected info[{group!r}], by which the data are split, got {known}; see data.split_by")
+            atoms.info.setdefault("kind", path.stem)
             frames.append(atoms)
     return frames
 
 
-def split(frames: list[Atoms], held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices for training and of held-out frames: whole trajectories, about a share `held_out` of them.
+def split(frames: list[Atoms], group: str, validation: float, held_out: float, seed: int) -> tuple[list[int], ...]:
+    """Indices of frames to train on, to validate with, and held out: whole groups, info[group], about these shares of them.
 
-    A hash of seed and name decides, so a trajectory stays on its side when more data are added: a student that goes
-    on from an earlier one has not seen its held-out frames either.
+    A hash of seed and name decides, so a group stays on its side when more data are added: a student that goes on from an
+    earlier one has not seen its held-out frames either.
     """
-    sides: tuple[list[int], list[int]] = ([], [])
+    sides: tuple[list[int], ...] = ([], [], [])
     for k, atoms in enumerate(frames):
-        digest = hashlib.sha256(f"{seed}/{atoms.info['trajectory']}".encode()).digest()
-        sides[int.from_bytes(digest[:8], "big") < held_out * 2**64].append(k)
+        digest = hashlib.sha256(f"{seed}/{atoms.info[group]}".encode()).digest()
+        x = int.from_bytes(digest[:8], "big") / 2**64
+        sides[2 if x < held_out else 1 if x < held_out + validation else 0].append(k)
+    for name, share, side in zip(("training", "validation", "held-out"), (1 - validation - held_out, validation, held_out), sides):
+        if share > 0 and not side:
+            groups = len({str(atoms.info[group]) for atoms in frames})
+            got = f"none of {groups} groups info[{group!r}]"
+            raise ValueError(f"expected some {name} data, got {got}; add groups or raise the share")
     return sides
 
 
@@ -129,11 +203,11 @@ def element_shifts(frames: list[Atoms], atomic_numbers: list[int]) -> Tensor:
     only sums that occur in the data have a meaning, as with any relative energy.
     """
     counts = np.array([[np.sum(atoms.numbers == z) for z in atomic_numbers] for atoms in frames], dtype=float)
-    energies = np.array([atoms.get_potential_energy() for atoms in frames])
+    energies = np.array([atoms.calc.results["energy"] for atoms in frames])
     sizes = counts.sum(1)
     if not np.array_equal(sizes, [len(atoms) for atoms in frames]):
         found = sorted({int(z) for atoms in frames for z in atoms.numbers})
-        raise ValueError(f"expected only atomic numbers {atomic_numbers} in the data, got {found}")
+        raise ValueError(f"expected only atomic numbers {atomic_numbers} in the data, got {found}: see model.species")
     return torch.tensor(np.linalg.lstsq(counts / sizes[:, None], energies / sizes, rcond=1e-10)[0])
 
 

@@ -1,7 +1,5 @@
 """Distillation: fit a PaiNN to a teacher's energies, forces and stresses.
 
-    python -m mlff.train.fit labelled.extxyz --output student.safetensors --steps 20000 --device cuda
-
 The loss is a weighted sum of absolute errors, in which a few violent frames cannot drown the rest:
 
     w_E |dE| / N  +  w_F mean_i |dF_i|_2  +  w_S mean_ab |V dS_ab| / N
@@ -11,48 +9,30 @@ vote per atom, which would leave molecules in the gas phase out of account, and 
 
 Forces are the analytic gradients of the reference (mlff.painn.energy_and_gradient), so training differentiates once,
 through plain tensor operations that torch.compile can fuse. The weights that are kept are an exponential moving average,
-taken at the end of a fixed schedule: nothing is selected by the held-out errors.
+taken at the end of a fixed schedule, or where the loss on validation data was smallest. Held-out data select nothing.
 
 On the CPU, equal seeds give equal weights; on a GPU sums over edges are atomic and agree to rounding.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
-import time
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Callable, Sequence
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..painn import PaiNN, PaiNNConfig, energy_and_gradient, load_checkpoint, save_checkpoint
-from .data import Graphs, batches, collate, element_shifts, graph, read_frames, sha256, split
-
-
-@dataclass
-class FitConfig:
-    steps: int = 20000
-    max_edges: int = 40000  # per batch
-    learning_rate: float = 1e-3
-    warmup: int = 500  # steps
-    final_fraction: float = 0.01  # of the learning rate, at the end of the cosine
-    weight_decay: float = 1e-6
-    clip: float = 10.0  # norm of the gradient
-    ema_decay: float = 0.999
-    energy_weight: float = 5.0
-    force_weight: float = 1.0
-    stress_weight: float = 1.0
-    held_out: float = 0.1  # share of the trajectories
-    seed: int = 1
-    tf32: bool = False
-    compile: bool = False
+from ..files import replacing
+from ..painn import PaiNN, energy_and_gradient
+from .config import FitConfig
+from .data import Graphs, batches, collate
 
 
 def predict(evaluate, model: PaiNN, batch: Graphs) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,20 +99,49 @@ def learning_rate_factor(step: int, config: FitConfig) -> float:
     return config.final_fraction + (1.0 - config.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+@torch.no_grad()
+def mean_terms(model: PaiNN, graphs: list[Graphs], max_edges: int, device: str) -> list[float]:
+    """loss_terms over many structures, as if they were one batch."""
+    total, votes = torch.zeros(3, dtype=torch.float64), 0.0
+    for members in batches(graphs, max_edges):
+        batch = collate([graphs[k] for k in members]).to(device)
+        weight = float(batch.n_atoms.double().sqrt().sum())
+        total += weight * torch.stack(loss_terms(predict(energy_and_gradient, model, batch), batch)).cpu()
+        votes += weight
+    return (total / votes).tolist()
+
+
+@dataclass
+class Point:
+    """A point of the training curves. Parts of the loss in eV: energy per atom, force, virial per atom."""
+
+    step: int
+    learning_rate: float
+    training: list[float]  # mean since the last point, of the weights as they moved
+    validation: list[float]  # of the averaged weights; empty without validation data
+    loss: float  # weighted sum of the parts, of the validation data if there are any
+
+
 def fit(
     model: PaiNN,
     train: list[Graphs],
     config: FitConfig,
     device: str,
+    validation: Sequence[Graphs] = (),
     state_path: Path | None = None,
-    report=None,
-    report_every: int = 1000,
-) -> PaiNN:
-    """Train `model` in place and return the averaged weights as a model.
+    job: dict | None = None,
+    report: Callable[[PaiNN, list[Point]], None] | None = None,
+) -> tuple[PaiNN, list[Point]]:
+    """Train `model` in place and return the averaged weights as a model, and the training curves.
 
-    With `state_path`, the whole state is written there at every report, and an interrupted run goes on from it.
-    `report(step, averaged_model, mean_loss_terms)` is called every `report_every` steps and after the last.
+    With `validation` structures these are the weights of the report at which the loss on those was smallest, and training
+    ends after `config.patience` reports without a smaller one. `report(averaged_model, curves)` is called every
+    `config.report_every` steps and after the last.
+
+    With `state_path` the whole state is written there before every report, and an interrupted run goes on from it to the same
+    result. `job` says what is trained on what, JSON values: a state of another job or another `config` raises ValueError.
     """
+    job = {**(job or {}), "fit": config.model_dump()}
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     model = model.to(device)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
@@ -143,23 +152,30 @@ def fit(
     evaluate = torch.compile(energy_and_gradient, dynamic=True) if config.compile else energy_and_gradient
     weights = torch.tensor([config.energy_weight, config.force_weight, config.stress_weight], device=device)
 
+    parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
     step, epoch, position = 0, 0, 0
+    curves: list[Point] = []
+    best: dict[str, Tensor] = {}  # averaged weights with the smallest loss on the validation data
     if state_path and state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        for part, name in ((model, "model"), (averaged, "averaged"), (optimizer, "optimizer"), (schedule, "schedule")):
+        state = read_state(state_path, job, device)
+        for name, part in parts.items():
             part.load_state_dict(state[name])
-        step, epoch, position = state["step"], state["epoch"], state["position"]
+        step, epoch, position, best = state["step"], state["epoch"], state["position"], state["best"]
+        curves = [Point(**point) for point in state["curves"]]
 
     def epoch_batches(epoch: int) -> list[list[int]]:
         # the order depends on seed and epoch alone, so a resumed run sees the batches that it would have seen
         generator = torch.Generator().manual_seed(1_000_003 * config.seed + epoch)
         return batches(train, config.max_edges, generator)
 
+    def age_of_best() -> int:
+        return len(curves) - 1 - min(range(len(curves)), key=lambda k: curves[k].loss) if curves else 0
+
     order = epoch_batches(epoch)
     running = torch.zeros(4, device=device, dtype=torch.float64)
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("fit", total=config.steps, completed=step)
-        while step < config.steps:
+        while step < config.steps and not 0 < config.patience <= age_of_best():
             if position == len(order):
                 epoch, position = epoch + 1, 0
                 order = epoch_batches(epoch)
@@ -168,99 +184,53 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             (weights * terms).sum().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            rate = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
             averaged.update_parameters(model)
             step, position = step + 1, position + 1
             running += torch.cat([terms.detach(), terms.new_ones(1)])
             progress.advance(task)
-            if step % report_every == 0 or step == config.steps:
+            if step % config.report_every == 0 or step == config.steps:
                 mean = (running[:3] / running[3]).tolist()
                 running.zero_()
-                if not np.all(np.isfinite(mean)):
-                    raise FloatingPointError(f"the loss is not finite at step {step}: {mean}; lower the learning rate")
+                checked = mean_terms(averaged.module, validation, config.max_edges, device) if validation else []
+                if not np.all(np.isfinite([*mean, *checked])):
+                    raise FloatingPointError(f"the loss is not finite at step {step}: {mean}, {checked}; lower fit.learning_rate")
+                loss = float(np.dot(weights.tolist(), checked or mean))
+                curves.append(Point(step, rate, mean, checked, loss))
+                if validation and age_of_best() == 0:
+                    best = {name: tensor.clone() for name, tensor in averaged.module.state_dict().items()}
                 if state_path:
-                    parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
                     state = {name: part.state_dict() for name, part in parts.items()}
-                    unfinished = state_path.with_suffix(".tmp")  # an interruption leaves the last state whole
-                    torch.save({**state, "step": step, "epoch": epoch, "position": position}, unfinished)
-                    unfinished.replace(state_path)
+                    counters = {"step": step, "epoch": epoch, "position": position}
+                    with replacing(state_path) as path:
+                        torch.save({**state, **counters, "best": best, "curves": [asdict(p) for p in curves], "job": job}, path)
                 if report:
-                    report(step, averaged.module, mean)
-    return averaged.module
+                    report(averaged.module, curves)
+    if best:
+        averaged.module.load_state_dict(best)
+    return averaged.module, curves
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="+", help="labelled extxyz files")
-    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write, .safetensors; record beside it")
-    parser.add_argument("--name", help="name of the student in its record (default: the file's)")
-    parser.add_argument("--start", type=Path, help="checkpoint to start from instead of random weights")
-    parser.add_argument("--features", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--state", type=Path, help="where to keep the state of an interrupted run")
-    parser.add_argument("--report-every", type=int, default=1000)
-    for name, value in asdict(FitConfig()).items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, bool):
-            parser.add_argument(option, action="store_true")
-        else:
-            parser.add_argument(option, type=type(value), default=value)
-    args = parser.parse_args()
-    config = FitConfig(**{name: getattr(args, name) for name in asdict(FitConfig())})
-
-    torch.manual_seed(config.seed)
-    frames = read_frames(args.data)
-    train_index, test_index = split(frames, config.held_out, config.seed)
-    kinds = [atoms.info["kind"] for atoms in frames]
-    if args.start:
-        model = load_checkpoint(args.start)
-    else:
-        model = PaiNN(PaiNNConfig(features=args.features, layers=args.layers))
-        model.shift.copy_(element_shifts([frames[k] for k in train_index], model.config.atomic_numbers))
-    graphs = [graph(atoms, model.config.cutoff, k) for k, atoms in enumerate(frames)]
-    graphs = [g.to(args.device) for g in graphs]  # small enough to stay on the device
-    test = [graphs[k] for k in test_index]
-    print(f"{len(train_index)} structures to train on, {len(test_index)} held out, {args.device}", flush=True)
-
-    started = time.time()
-
-    def report(step: int, averaged: PaiNN, mean: list[float]) -> None:
-        entry = errors(averaged, test, kinds, config.max_edges, args.device)["all"]
-        text = "  ".join(f"{name} {value}" for name, value in entry.items())
-        print(f"step {step}  {time.time() - started:.0f} s  loss {[round(x, 5) for x in mean]}  held out: {text}", flush=True)
-        save_checkpoint(averaged, args.output)
-
-    averaged = fit(model, [graphs[k] for k in train_index], config, args.device, args.state, report, args.report_every)
-    torch.set_float32_matmul_precision("highest")  # errors are those of the weights as they are used
-    save_checkpoint(averaged, args.output)
-    held_out = errors(averaged, test, kinds, config.max_edges, args.device)
-    teachers = [json.loads(p.with_suffix(".json").read_text())["teacher"] for p in args.data if p.with_suffix(".json").exists()]
-    if any(t != teachers[0] for t in teachers):
-        raise ValueError(f"expected one teacher for all files, got {teachers}")
-    record = {
-        "name": args.name or args.output.stem,
-        "date": time.strftime("%Y-%m-%d"),
-        "model": {"architecture": "painn", **asdict(averaged.config)},
-        "teacher": teachers[0] if teachers else None,
-        "data": {
-            "structures": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-            "training": len(train_index),
-            "held_out": len(test_index),
-            "held_out_trajectories": sorted({str(frames[k].info["trajectory"]) for k in test_index}),
-            "files": [p.name for p in args.data],
-            "sha256": sha256(args.data),
-        },
-        "fit": {**asdict(config), "start": args.start.name if args.start else None, "seconds": round(time.time() - started)},
-        "held_out_errors": held_out,
-        "training_errors": errors(averaged, [graphs[k] for k in train_index], kinds, config.max_edges, args.device)["all"],
-        "software": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "hardware": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
-    }
-    args.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(held_out, indent=1))
+def read_state(path: Path, job: dict, device: str) -> dict:
+    """The state of an interrupted run. Raises ValueError for one of another job, or a file that is none."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        theirs = _flat(state["job"])
+    except Exception as e:
+        raise ValueError(f"{path} is not the state of a training run: {e}; remove it to start afresh") from e
+    ours = _flat(job)
+    different = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    if different:
+        text = "; ".join(f"{key} was {theirs.get(key)}, is {ours.get(key)}" for key in different)
+        raise ValueError(f"{path} is the state of another run: {text}. Set that back, or remove the file to start afresh")
+    return state
 
 
-if __name__ == "__main__":
-    main()
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """Nested dictionaries as one, with keys as in fit.steps."""
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,130 +1,123 @@
-"""Teacher labels: energy, forces and (periodic) stress of structures, through any ASE calculator.
+"""Labels: a file of structures in, the same with the teacher's energy, forces, stress out.
 
-    python -m mlff.train.label sampled.extxyz labelled.extxyz --teacher so3lr
+    mlff label --teacher aimnet2 conformers.extxyz -o labelled.extxyz
 
-Labels follow ASE's conventions: energy in eV, forces in eV/Angstrom, stress in eV/Angstrom^3, Voigt order
-(xx, yy, zz, yz, xz, xy), positive under tension: stress = (1/V) dE/d(strain).
-
-A teacher is evaluated in float64, because a student is asked to reproduce differences (forces, stresses, relative
-energies) that are 1e-6 of the total energy. Whatever changes the teacher's numbers (cutoff of its long-range
-part, precision, version) is part of its provenance, which is returned beside the calculator and belongs into the
-training record of every student that learns from it.
+Labels are evaluated once. A record beside the file (same name, ending .json) holds the teacher's provenance and the SHA-256 of
+the source and of the labels: labelling that is complete is not done again, one that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import importlib.metadata
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import iread, write
-from rich.progress import track
+from ase.data import chemical_symbols
+from ase.io import write
+from rich.console import Console
+from rich.progress import Progress
 
-SO3LR_LONG_RANGE_CUTOFF = 12.0  # Angstrom
-
-
-def so3lr(device: str = "cpu", long_range_cutoff: float = SO3LR_LONG_RANGE_CUTOFF) -> tuple[Calculator, dict]:
-    """SO3LR, a general-purpose SO(3)-equivariant transformer with explicit long-range physics.
-
-    Its electrostatics are shifted to zero at `long_range_cutoff` and its dispersion is switched off over the last
-    2 Angstrom, so both depend on that number: students of one family must share it. Cells smaller than the cutoff
-    are fine, the teacher's neighbour list holds periodic images.
-    """
-    from so3krates_torch.calculator.so3 import SO3LRCalculator
-
-    calculator = SO3LRCalculator(
-        r_max_lr=long_range_cutoff,
-        dispersion_energy_cutoff_lr_damping=2.0,
-        compute_stress=True,
-        device=device,
-        default_dtype="float64",
-    )
-    provenance = {
-        "name": "SO3LR",
-        "package": "so3krates-torch",
-        "version": importlib.metadata.version("so3krates-torch"),
-        "license": "MIT",
-        "citation": "A. Kabylda, J. T. Frank, S. Suarez-Dou, A. Khabibrakhmanov, L. Medrano Sandonas, O. T. Unke, "
-        "S. Chmiela, K.-R. Mueller, A. Tkatchenko, Molecular Simulations with a Pretrained Neural Network and "
-        "Universal Pairwise Force Fields, J. Am. Chem. Soc. 2025; doi:10.1021/jacs.5c09558",
-        "level_of_theory": "PBE0+MBD",
-        "long_range_cutoff_A": long_range_cutoff,
-        "dispersion_switching_A": 2.0,
-        "dtype": "float64",
-    }
-    return calculator, provenance
+from ..files import replacing
+from . import MAX_FORCE
+from .data import place, read_structures, sha256
+from .teachers import Teacher
 
 
-TEACHERS = {"so3lr": so3lr}
-
-
-def load_teacher(name: str, device: str = "cpu", **options) -> tuple[Calculator, dict]:
-    """A teacher by short name (`so3lr`) or as `package.module:CalculatorClass` with keyword `options`."""
-    if name in TEACHERS:
-        return TEACHERS[name](device=device, **options)
-    if ":" not in name:
-        known = ", ".join(sorted(TEACHERS))
-        raise ValueError(f"unknown teacher {name!r}: expected one of {known}, or 'package.module:CalculatorClass'")
-    module_name, class_name = name.split(":", 1)
-    calculator = getattr(importlib.import_module(module_name), class_name)(**options)
-    return calculator, {"name": class_name, "module": module_name, "options": options}
-
-
-def label(atoms: Atoms, calculator: Calculator) -> Atoms:
-    """A copy of `atoms` that carries the teacher's energy, forces and, where all of its cell is periodic, stress."""
-    calculator.calculate(atoms, ["energy", "forces", "stress"] if atoms.pbc.all() else ["energy", "forces"])
-    results = {name: calculator.results[name] for name in ("energy", "forces")}
-    if atoms.pbc.all():
-        results["stress"] = calculator.results["stress"]
-    for name, value in results.items():
-        if not np.all(np.isfinite(value)):
-            raise ValueError(f"the teacher returned a {name} that is not finite for {atoms}")
-    labelled = atoms.copy()
-    labelled.calc = SinglePointCalculator(labelled, **results)
+def label(structures: list[Atoms], teacher: Teacher) -> list[Atoms]:
+    """Copies that carry the teacher's energy, forces and, where all of the cell is periodic, stress."""
+    labelled = []
+    for atoms, results in zip(structures, teacher.evaluate(structures), strict=True):
+        for name, value in results.items():
+            if not np.all(np.isfinite(value)):
+                raise ValueError(f"the teacher returned a {name} that is not finite for {atoms}")
+        copy = atoms.copy()
+        if "force_spread" in results:
+            copy.arrays["force_spread"] = results.pop("force_spread")
+        copy.calc = SinglePointCalculator(copy, **results)
+        labelled.append(copy)
     return labelled
 
 
-def label_file(source: Path, target: Path, calculator: Calculator, max_force: float, index: str = ":") -> dict[str, int]:
+def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = MAX_FORCE, index: str = ":") -> dict:
     """Label the frames `source[index]` into `target` (extxyz); frames pushed harder than `max_force` (eV/A) are left out.
 
-    Close contacts are wanted, but the teacher has never seen atoms on top of each other: beyond some force its
-    word is extrapolation, and one such frame outweighs a thousand others in a squared loss.
+    Close contacts are wanted, but a teacher has never seen atoms on top of each other: beyond some force its word is
+    extrapolation, and one such frame outweighs a thousand others in a squared loss.
+
+    Returns the record that is beside the target, with the numbers of frames `labelled` and `left_out`. A frame that the
+    teacher or a student cannot take (data.check) raises ValueError before anything is labelled.
     """
-    counts = {"labelled": 0, "left_out": 0}
-    target.unlink(missing_ok=True)
-    for atoms in track(iread(source, index), description=f"label {source.name}"):
-        labelled = label(atoms, calculator)
-        if np.linalg.norm(labelled.get_forces(), axis=1).max() > max_force:
-            counts["left_out"] += 1
-            continue
-        write(target, labelled, format="extxyz", append=True)
-        counts["labelled"] += 1
-    return counts
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file of structures")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target}: expected another file for the labels than that of the structures")
+    job = {"teacher": teacher.provenance, "source_sha256": sha256([source]), "frames": index, "max_force_eV_A": max_force}
+    record = _read(target.with_suffix(".json"))
+    if target.is_file() and all(record.get(k) == v for k, v in job.items()) and record.get("sha256") == sha256([target]):
+        return record
+
+    frames = read_structures(source, index)
+    for k, atoms in enumerate(frames):
+        _suits(atoms, teacher, place(source, k, atoms))
+    part, state = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
+    done = {"frames": 0, "labelled": 0, "left_out": 0, "bytes": 0}
+    if part.is_file() and _read(state).get("job") == job and part.stat().st_size >= _read(state)["done"]["bytes"]:
+        done = _read(state)["done"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, "ab") as f:
+        f.truncate(done["bytes"])  # what was written of an unfinished batch
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"label {source.name}", total=len(frames), completed=done["frames"])
+        for batch in _batches(frames[done["frames"] :], teacher.max_pairs):
+            labelled = label(batch, teacher)
+            kept = [atoms for atoms in labelled if np.linalg.norm(atoms.get_forces(), axis=1).max() <= max_force]
+            if kept:
+                write(part, kept, format="extxyz", append=True)
+            done["frames"] += len(batch)
+            done["labelled"] += len(kept)
+            done["left_out"] += len(batch) - len(kept)
+            done["bytes"] = part.stat().st_size
+            with replacing(state) as path:
+                path.write_text(json.dumps({"job": job, "done": done}))
+            bar.advance(task, len(batch))
+    record = {**job, "labelled": done["labelled"], "left_out": done["left_out"], "sha256": sha256([part])}
+    os.replace(part, target)
+    with replacing(target.with_suffix(".json")) as path:
+        path.write_text(json.dumps(record, indent=2) + "\n")
+    state.unlink(missing_ok=True)
+    return record
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="structures, any format that ASE reads")
-    parser.add_argument("--index", default=":", help="frames to label as a Python slice, to share the work: 0::2 and 1::2")
-    parser.add_argument("target", type=Path, help="extxyz to write")
-    parser.add_argument("--teacher", default="so3lr", help="short name, or package.module:CalculatorClass")
-    parser.add_argument("--options", type=json.loads, default={}, help="keyword arguments of the teacher, as JSON")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--max-force", type=float, default=30.0, help="leave out frames above this, eV/Angstrom")
-    args = parser.parse_args()
-    calculator, provenance = load_teacher(args.teacher, args.device, **args.options)
-    record = args.target.with_suffix(".json")
-    record.write_text(json.dumps({"teacher": provenance}, indent=2) + "\n")  # before the labels: a part is usable too
-    counts = label_file(args.source, args.target, calculator, args.max_force, args.index)
-    record.write_text(json.dumps({"teacher": provenance, **counts}, indent=2) + "\n")
-    print(counts)
+def _suits(atoms: Atoms, teacher: Teacher, where: str) -> None:
+    name = teacher.provenance["name"]
+    if atoms.pbc.any() and not teacher.periodic:
+        raise ValueError(f"{where}: the teacher {name} takes molecules in open space, got a periodic cell; choose another teacher")
+    if teacher.elements is not None:
+        unknown = sorted(set(atoms.numbers.tolist()) - teacher.elements)
+        if unknown:
+            symbols, known = (" ".join(chemical_symbols[z] for z in numbers) for numbers in (unknown, sorted(teacher.elements)))
+            raise ValueError(f"{where}: the teacher {name} knows {known}, got {symbols}; choose another teacher")
 
 
-if __name__ == "__main__":
-    main()
+def _batches(frames: list[Atoms], max_pairs: int) -> Iterator[list[Atoms]]:
+    """Frames in their order, as many at once as Teacher.max_pairs allows; going on after a batch gives the batches that follow."""
+    batch: list[Atoms] = []
+    for atoms in frames:
+        if batch and (len(batch) + 1) * max(map(len, [*batch, atoms])) ** 2 > max_pairs:
+            yield batch
+            batch = []
+        batch.append(atoms)
+    if batch:
+        yield batch
+
+
+def _read(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}

@@ -1,0 +1,153 @@
+"""`mlff train student.yaml`: labels, training, checkpoint and record.
+
+Beside the configuration NAME.yaml are written
+
+    NAME.safetensors   the student, for mlff-export; at every report, so that it can be looked at early
+    NAME.json          its record: teacher, data, settings, errors on held-out structures
+    NAME.png           training curves
+    NAME.state.pt      the state of the run: the same command goes on from it after an interruption
+
+On the CPU equal configurations and data give equal weights, interrupted or not.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from matplotlib.figure import Figure
+
+from ..files import replacing
+from ..painn import PaiNN, PaiNNConfig, load_checkpoint, save_checkpoint
+from .config import Config, DataConfig, read_config
+from .data import element_shifts, graph, read_frames, sha256, split
+from .fit import Point, errors, fit
+from .label import label_file
+from .teachers import load_teacher
+
+
+def train(path: Path, device: str) -> dict:
+    """The student of a configuration file; returns its record."""
+    config = read_config(path)
+    output = path.with_suffix(".safetensors")
+    files = labelled_files(config.data, device)
+    for file in files:
+        if file.with_suffix(".json") == path.with_suffix(".json"):
+            raise ValueError(f"{path}: the records of {file} and of the student would be one file; rename one of them")
+    records = [p.with_suffix(".json") for p in files]
+    teachers = [json.loads(p.read_text())["teacher"] for p in records if p.is_file()]
+    if any(t != teachers[0] for t in teachers):
+        raise ValueError(f"{path}: expected one teacher for all files, got {' and '.join(map(str, teachers))}")
+    data, settings = config.data, config.fit
+    frames = read_frames(files, data.split_by)
+    sides = split(frames, data.split_by, data.validation, data.held_out, settings.seed)
+    torch.manual_seed(settings.seed)
+    model = new_model(config, frames, sides[0])
+    # small enough to stay on the device
+    graphs = [graph(atoms, model.config.cutoff, k).to(device) for k, atoms in enumerate(frames)]
+    training, validation, held_out = ([graphs[k] for k in side] for side in sides)
+    counts = f"{len(training)} structures to train on, {len(validation)} to validate with, {len(held_out)} held out"
+    print(f"{counts}; {device}", flush=True)
+
+    def report(averaged: PaiNN, curves: list[Point]) -> None:
+        point, names = curves[-1], ("energy", "force", "virial")
+        for label, terms in (("training", point.training), ("validation", point.validation)):
+            if terms:
+                values = ", ".join(f"{name} {1000 * value:.3g}" for name, value in zip(names, terms))
+                print(f"step {point.step}, {label}: {values} meV", flush=True)
+        save_checkpoint(averaged, output)
+        plot(curves, path.with_suffix(".png"))
+
+    job = {
+        "model": asdict(model.config),
+        "start": sha256([config.start]) if config.start else None,
+        "data": {"sha256": sha256(files), **data.model_dump(include={"split_by", "validation", "held_out"})},
+    }
+    started = time.time()
+    averaged, curves = fit(model, training, settings, device, validation, path.with_suffix(".state.pt"), job, report)
+    torch.set_float32_matmul_precision("highest")  # errors are those of the weights as they are used
+    save_checkpoint(averaged, output)
+    kinds = [str(atoms.info["kind"]) for atoms in frames]
+    record = {
+        "name": path.stem,
+        "date": time.strftime("%Y-%m-%d"),
+        "model": {"architecture": "painn", **asdict(averaged.config)},
+        "teacher": teachers[0] if teachers else None,
+        "data": {
+            "structures": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+            "training": len(training),
+            "validation": len(validation),
+            "held_out": len(held_out),
+            "held_out_groups": sorted({str(frames[k].info[data.split_by]) for k in sides[2]}),
+            "files": [p.name for p in files],
+            "sha256": job["data"]["sha256"],
+            "split_by": data.split_by,
+        },
+        "fit": {
+            **settings.model_dump(),
+            "start": config.start.name if config.start else None,
+            "steps_done": curves[-1].step,
+            "steps_kept": min(curves, key=lambda p: p.loss).step if validation else curves[-1].step,
+            "seconds": round(time.time() - started),
+        },
+        "held_out_errors": errors(averaged, held_out, kinds, settings.max_edges, device) if held_out else {},
+        "training_errors": errors(averaged, training, kinds, settings.max_edges, device)["all"],
+        "software": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "hardware": torch.cuda.get_device_name() if "cuda" in device else "CPU",
+    }
+    with replacing(path.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def labelled_files(data: DataConfig, device: str) -> list[Path]:
+    """The labelled files: those of the configuration, or the labels of its teacher, which are made where they are missing."""
+    if data.teacher is None:
+        return data.files
+    teacher = load_teacher(data.teacher, device, **data.teacher_options)
+    labelled = []
+    for file in data.files:
+        target = file.with_name(f"{file.stem}.{data.teacher.rpartition(':')[2].lower()}.extxyz")
+        record = label_file(file, target, teacher, data.max_force)
+        print(f"{target}: {record['labelled']} labels of {teacher.provenance['name']}, {record['left_out']} left out", flush=True)
+        labelled.append(target)
+    return labelled
+
+
+def new_model(config: Config, frames: list, training: list[int]) -> PaiNN:
+    """The model to train, which knows all elements of the data: from a checkpoint, or random weights."""
+    elements = sorted({int(z) for atoms in frames for z in atoms.numbers})
+    if config.start:
+        model, known = load_checkpoint(config.start), str(config.start)
+    else:
+        settings = config.model.model_dump() if config.model else {}
+        species = settings.pop("species", None) or [chemical_symbols[z] for z in elements]
+        model, known = PaiNN(PaiNNConfig(species=species, **settings)), "model.species"
+        model.shift.copy_(element_shifts([frames[k] for k in training], model.config.atomic_numbers))
+    missing = [chemical_symbols[z] for z in elements if z not in model.config.atomic_numbers]
+    if missing:
+        raise ValueError(f"the data hold {' '.join(missing)}, but {known} has only {' '.join(model.config.species)}")
+    return model
+
+
+def plot(curves: list[Point], path: Path) -> None:
+    """Training curves as PNG: the parts of the loss, and where the validation loss was smallest."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    steps = [point.step for point in curves]
+    for k, (axes, title) in enumerate(zip(figure.subplots(1, 3), ("energy, meV/atom", "force, meV/Å", "virial, meV/atom"))):
+        axes.plot(steps, [1000 * point.training[k] for point in curves], ".-", label="training")
+        if curves[0].validation:
+            axes.plot(steps, [1000 * point.validation[k] for point in curves], ".-", label="validation, averaged weights")
+            axes.axvline(min(curves, key=lambda point: point.loss).step, color="0.7", lw=1, label="smallest loss")
+        if any(point.training[k] > 0 for point in curves):
+            axes.set_yscale("log")
+        axes.set(xlabel="step", title=title)
+    axes.legend()
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=110)
