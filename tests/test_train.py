@@ -171,6 +171,33 @@ def test_labels_are_made_once_and_go_on(labelled, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.extxyz", "parts.json", "whole.extxyz", "whole.json"]
 
 
+def test_a_full_disk_leaves_the_labels_that_are_made(labelled, tmp_path, monkeypatch):
+    source, whole, parts = labelled.with_name("sampled.extxyz"), tmp_path / "whole.extxyz", tmp_path / "parts.extxyz"
+    label_file(source, whole, Counting().teacher)
+    monkeypatch.setattr("mlff.train.label.write", Full(space_for=10))
+    with pytest.raises(OSError, match="parts.extxyz.part could not be written: .*No space left.* the same command goes on"):
+        label_file(source, parts, Counting().teacher)
+    monkeypatch.undo()
+    rest = Counting()
+    label_file(source, parts, rest.teacher)
+    assert rest.structures == 15 and parts.read_bytes() == whole.read_bytes()
+
+
+class Full:
+    """ase.io.write on a disk with space for some frames and a half."""
+
+    def __init__(self, space_for: int):
+        self.left = space_for
+
+    def __call__(self, path, frames, **options):
+        if not self.left:
+            with open(path, "a") as f:
+                f.write("6\nProperties=spe")
+            raise OSError(28, "No space left on device")
+        self.left -= 1
+        write(path, frames, **options)
+
+
 def test_labels_do_not_replace_their_source(labelled):
     with pytest.raises(ValueError, match="expected another file"):
         label_file(labelled, labelled, lennard_jones())
@@ -516,6 +543,7 @@ def test_train_from_structures_to_a_checkpoint(tmp_path, monkeypatch):
     assert parts.with_suffix(".safetensors").read_bytes() == whole.with_suffix(".safetensors").read_bytes()
     again["fit"]["seconds"], again["date"] = record["fit"]["seconds"], record["date"]
     assert again == record
+    assert train(parts, "cpu")["fit"]["seconds"] == json.loads(parts.with_suffix(".json").read_text())["fit"]["seconds"]
 
 
 @pytest.mark.parametrize(
@@ -550,6 +578,9 @@ def test_wrong_configurations(old, new, message, tmp_path):
 def test_wrong_runs(tmp_path, labelled):
     path = folder_with(tmp_path, CONFIG.replace("features: 16", "species: [H, O], features: 16"))
     with pytest.raises(ValueError, match="expected only atomic numbers|the data hold C, but model.species has only H O"):
+        train(path, "cpu")
+    folder_with(tmp_path, CONFIG.replace("max_force: 1e9", "max_force: 1e-9"))
+    with pytest.raises(ValueError, match="sampled.extxyz: forces above data.max_force = 1e-09 eV/A in every frame"):
         train(path, "cpu")
     start = re.sub(r"model:.*\n", "start: other.safetensors\n", CONFIG)
     folder_with(tmp_path, start)

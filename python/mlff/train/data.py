@@ -114,13 +114,14 @@ def read_structures(path: Path, index: str = ":") -> list[Atoms]:
     if not frames:
         raise ValueError(f"{path}: expected structures, got none for the frames {index!r}")
     for k, atoms in enumerate(frames):
-        check(atoms, place(path, k, atoms))
+        check(atoms, place(path, k, atoms, index))
     return frames
 
 
-def place(path: Path, k: int, atoms: Atoms) -> str:
+def place(path: Path, k: int, atoms: Atoms, index: str = ":") -> str:
     """Where a frame is, for messages."""
-    return f"{path}, frame {k} ({atoms.get_chemical_formula() or 'empty'})"
+    of = "" if index == ":" else f" of {index}"
+    return f"{path}, frame {k}{of} ({atoms.get_chemical_formula() or 'empty'})"
 
 
 def check(atoms: Atoms, where: str) -> None:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -120,6 +121,7 @@ class Point:
     training: list[float]  # mean since the last point, of the weights as they moved
     validation: list[float]  # of the averaged weights; empty without validation data
     loss: float  # weighted sum of the parts, of the validation data if there are any
+    seconds: float = field(compare=False)  # since the start, without interruptions
 
 
 def fit(
@@ -171,6 +173,7 @@ def fit(
     def age_of_best() -> int:
         return len(curves) - 1 - min(range(len(curves)), key=lambda k: curves[k].loss) if curves else 0
 
+    started = time.time() - (curves[-1].seconds if curves else 0.0)
     order = epoch_batches(epoch)
     running = torch.zeros(4, device=device, dtype=torch.float64)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -198,7 +201,7 @@ def fit(
                 if not np.all(np.isfinite([*mean, *checked])):
                     raise FloatingPointError(f"the loss is not finite at step {step}: {mean}, {checked}; lower fit.learning_rate")
                 loss = float(np.dot(weights.tolist(), checked or mean))
-                curves.append(Point(step, rate, mean, checked, loss))
+                curves.append(Point(step, rate, mean, checked, loss, time.time() - started))
                 if validation and age_of_best() == 0:
                     best = {name: tensor.clone() for name, tensor in averaged.module.state_dict().items()}
                 if state_path:

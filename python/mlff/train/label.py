@@ -63,7 +63,7 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
 
     frames = read_structures(source, index)
     for k, atoms in enumerate(frames):
-        _suits(atoms, teacher, place(source, k, atoms))
+        _suits(atoms, teacher, place(source, k, atoms, index))
     part, state = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
     done = {"frames": 0, "labelled": 0, "left_out": 0, "bytes": 0}
     if part.is_file() and _read(state).get("job") == job and part.stat().st_size >= _read(state)["done"]["bytes"]:
@@ -77,7 +77,7 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
             labelled = label(batch, teacher)
             kept = [atoms for atoms in labelled if np.linalg.norm(atoms.get_forces(), axis=1).max() <= max_force]
             if kept:
-                write(part, kept, format="extxyz", append=True)
+                _append(part, kept)
             done["frames"] += len(batch)
             done["labelled"] += len(kept)
             done["left_out"] += len(batch) - len(kept)
@@ -102,6 +102,13 @@ def _suits(atoms: Atoms, teacher: Teacher, where: str) -> None:
         if unknown:
             symbols, known = (" ".join(chemical_symbols[z] for z in numbers) for numbers in (unknown, sorted(teacher.elements)))
             raise ValueError(f"{where}: the teacher {name} knows {known}, got {symbols}; choose another teacher")
+
+
+def _append(part: Path, frames: list[Atoms]) -> None:
+    try:
+        write(part, frames, format="extxyz", append=True)
+    except OSError as e:
+        raise OSError(f"{part} could not be written: {e}; once it can, the same command goes on where this one stopped") from e
 
 
 def _batches(frames: list[Atoms], max_pairs: int) -> Iterator[list[Atoms]]:

@@ -69,7 +69,6 @@ def train(path: Path, device: str) -> dict:
         "start": sha256([config.start]) if config.start else None,
         "data": {"sha256": sha256(files), **data.model_dump(include={"split_by", "validation", "held_out"})},
     }
-    started = time.time()
     averaged, curves = fit(model, training, settings, device, validation, path.with_suffix(".state.pt"), job, report)
     torch.set_float32_matmul_precision("highest")  # errors are those of the weights as they are used
     save_checkpoint(averaged, output)
@@ -94,7 +93,7 @@ def train(path: Path, device: str) -> dict:
             "start": config.start.name if config.start else None,
             "steps_done": curves[-1].step,
             "steps_kept": min(curves, key=lambda p: p.loss).step if validation else curves[-1].step,
-            "seconds": round(time.time() - started),
+            "seconds": round(curves[-1].seconds),
         },
         "held_out_errors": errors(averaged, held_out, kinds, settings.max_edges, device) if held_out else {},
         "training_errors": errors(averaged, training, kinds, settings.max_edges, device)["all"],
@@ -115,6 +114,8 @@ def labelled_files(data: DataConfig, device: str) -> list[Path]:
     for file in data.files:
         target = file.with_name(f"{file.stem}.{data.teacher.rpartition(':')[2].lower()}.extxyz")
         record = label_file(file, target, teacher, data.max_force)
+        if not record["labelled"]:
+            raise ValueError(f"{file}: forces above data.max_force = {data.max_force} eV/A in every frame, nothing is left to train on")
         print(f"{target}: {record['labelled']} labels of {teacher.provenance['name']}, {record['left_out']} left out", flush=True)
         labelled.append(target)
     return labelled

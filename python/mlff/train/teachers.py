@@ -163,7 +163,8 @@ def sevennet(device: str = "cpu", model: str = "7net-0") -> Teacher:
         "level_of_theory": "PBE(+U)",
         "dtype": "float32",
     }
-    return of_calculator(SevenNetCalculator(model, device=device), provenance)
+    calculator = SevenNetCalculator(model, device=device)
+    return of_calculator(calculator, provenance, elements=frozenset(calculator.type_map))
 
 
 def chgnet(device: str = "cpu") -> Teacher:
@@ -181,7 +182,7 @@ def chgnet(device: str = "cpu") -> Teacher:
         "level_of_theory": "PBE(+U)",
         "dtype": "float32",
     }
-    return of_calculator(CHGNetCalculator(use_device=device), provenance)
+    return of_calculator(CHGNetCalculator(use_device=device), provenance, elements=frozenset(range(1, 95)))
 
 
 def gfn2_xtb(device: str = "cpu") -> Teacher:
@@ -197,7 +198,7 @@ def gfn2_xtb(device: str = "cpu") -> Teacher:
         "level_of_theory": "GFN2-xTB",
         "dtype": "float64",
     }
-    return of_calculator(TBLite(method="GFN2-xTB", verbosity=0), provenance)
+    return of_calculator(TBLite(method="GFN2-xTB", verbosity=0), provenance, elements=frozenset(range(1, 87)))
 
 
 TEACHERS: dict[str, tuple[Callable[..., Teacher], str]] = {  # and what to install
