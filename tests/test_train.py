@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from structures import ethanol, water_box, water_dimer
 
 from mlff.painn import PaiNN, PaiNNConfig, load_checkpoint, save_checkpoint
+from mlff.train import config
 from mlff.train.config import FitConfig, read_config
 from mlff.train.data import batches, collate, element_shifts, graph, read_frames, read_structures, split
 from mlff.train.fit import errors, fit, mean_terms
@@ -575,6 +577,15 @@ def test_wrong_configurations(old, new, message, tmp_path):
         read_config(tmp_path / "none.yaml")
 
 
+def test_configurations_of_the_documentation(tmp_path):
+    root = Path(__file__).parents[1]
+    (tmp_path / "readme.yaml").write_text(re.search(r"```yaml\n(.*?)```", (root / "README.md").read_text(), re.S)[1])
+    (tmp_path / "config.yaml").write_text(re.search(r"\n    data:\n.*?\n\n", config.__doc__, re.S)[0])
+    assert read_config(tmp_path / "config.yaml").fit.steps == 4000
+    for path in [tmp_path / "readme.yaml", *root.glob("examples/train/*/*.yaml")]:
+        assert read_config(path).data.files
+
+
 def test_wrong_runs(tmp_path, labelled):
     path = folder_with(tmp_path, CONFIG.replace("features: 16", "species: [H, O], features: 16"))
     with pytest.raises(ValueError, match="expected only atomic numbers|the data hold C, but model.species has only H O"):
@@ -593,7 +604,16 @@ def test_wrong_runs(tmp_path, labelled):
     save_checkpoint(PaiNN(PaiNNConfig(species=["H", "O"], features=16, layers=1)), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="the data hold C, but .*other.safetensors has only H O"):
         train(path, "cpu")
+    path.write_text(CONFIG.replace("[sampled.extxyz]", "[sampled.extxyz, sampled.xyz]"))
+    with pytest.raises(ValueError, match="expected distinct files of labels"):
+        train(path, "cpu")
     (tmp_path / "student.extxyz").write_bytes(labelled.read_bytes())
     path.write_text("data: {files: [student.extxyz], split_by: trajectory}")
     with pytest.raises(ValueError, match="would be one file"):
+        train(path, "cpu")
+    for name in "ab":
+        (tmp_path / f"{name}.extxyz").write_bytes(labelled.read_bytes())
+        (tmp_path / f"{name}.json").write_text(json.dumps({"teacher": {"name": name}}))
+    path.write_text("data: {files: [a.extxyz, b.extxyz], split_by: trajectory}")
+    with pytest.raises(ValueError, match="expected one teacher for all files, got .*'a'.* and .*'b'"):
         train(path, "cpu")

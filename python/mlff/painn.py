@@ -241,6 +241,6 @@ def load_checkpoint(path) -> PaiNN:
 
 
 def read_record(checkpoint) -> Dict:
-    """The training record beside a checkpoint (same name, ending .json); empty if there is none."""
+    """The record beside a checkpoint or a file of labels (same name, ending .json); empty if there is none."""
     record = Path(checkpoint).with_suffix(".json")
     return json.loads(record.read_text()) if record.is_file() else {}

@@ -24,7 +24,7 @@ from ase.data import chemical_symbols
 from matplotlib.figure import Figure
 
 from ..files import replacing
-from ..painn import PaiNN, PaiNNConfig, load_checkpoint, save_checkpoint
+from ..painn import PaiNN, PaiNNConfig, load_checkpoint, read_record, save_checkpoint
 from .config import Config, DataConfig, read_config
 from .data import element_shifts, graph, read_frames, sha256, split
 from .fit import Point, errors, fit
@@ -40,9 +40,8 @@ def train(path: Path, device: str) -> dict:
     for file in files:
         if file.with_suffix(".json") == path.with_suffix(".json"):
             raise ValueError(f"{path}: the records of {file} and of the student would be one file; rename one of them")
-    records = [p.with_suffix(".json") for p in files]
-    teachers = [json.loads(p.read_text())["teacher"] for p in records if p.is_file()]
-    if any(t != teachers[0] for t in teachers):
+    teachers = [teacher for teacher in (read_record(file).get("teacher") for file in files) if teacher]
+    if any(teacher != teachers[0] for teacher in teachers):
         raise ValueError(f"{path}: expected one teacher for all files, got {' and '.join(map(str, teachers))}")
     data, settings = config.data, config.fit
     frames = read_frames(files, data.split_by)
@@ -59,7 +58,7 @@ def train(path: Path, device: str) -> dict:
         point, names = curves[-1], ("energy", "force", "virial")
         for label, terms in (("training", point.training), ("validation", point.validation)):
             if terms:
-                values = ", ".join(f"{name} {1000 * value:.3g}" for name, value in zip(names, terms))
+                values = ", ".join(f"{name} {1000 * value:.3g}" for name, value in zip(names, terms) if value)
                 print(f"step {point.step}, {label}: {values} meV", flush=True)
         save_checkpoint(averaged, output)
         plot(curves, path.with_suffix(".png"))
@@ -107,18 +106,19 @@ def train(path: Path, device: str) -> dict:
 
 def labelled_files(data: DataConfig, device: str) -> list[Path]:
     """The labelled files: those of the configuration, or the labels of its teacher, which are made where they are missing."""
+    suffix = f".{data.teacher.rpartition(':')[2].lower()}.extxyz" if data.teacher else None
+    files = [file.with_name(file.stem + suffix) if suffix else file for file in data.files]
+    if len(set(files)) < len(files):
+        raise ValueError(f"data.files: expected distinct files of labels, got {' '.join(map(str, files))}")
     if data.teacher is None:
-        return data.files
+        return files
     teacher = load_teacher(data.teacher, device, **data.teacher_options)
-    labelled = []
-    for file in data.files:
-        target = file.with_name(f"{file.stem}.{data.teacher.rpartition(':')[2].lower()}.extxyz")
+    for file, target in zip(data.files, files):
         record = label_file(file, target, teacher, data.max_force)
         if not record["labelled"]:
             raise ValueError(f"{file}: forces above data.max_force = {data.max_force} eV/A in every frame, nothing is left to train on")
         print(f"{target}: {record['labelled']} labels of {teacher.provenance['name']}, {record['left_out']} left out", flush=True)
-        labelled.append(target)
-    return labelled
+    return files
 
 
 def new_model(config: Config, frames: list, training: list[int]) -> PaiNN:
@@ -138,17 +138,16 @@ def new_model(config: Config, frames: list, training: list[int]) -> PaiNN:
 
 
 def plot(curves: list[Point], path: Path) -> None:
-    """Training curves as PNG: the parts of the loss, and where the validation loss was smallest."""
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    """Training curves as PNG: the parts of the loss that the data have, and where the validation loss was smallest."""
+    parts = [k for k in range(3) if any(point.training[k] > 0 for point in curves)]
+    figure = Figure(figsize=(5 * len(parts), 4), layout="constrained")
     steps = [point.step for point in curves]
-    for k, (axes, title) in enumerate(zip(figure.subplots(1, 3), ("energy, meV/atom", "force, meV/Å", "virial, meV/atom"))):
+    for k, axes in zip(parts, figure.subplots(1, len(parts), squeeze=False)[0]):
         axes.plot(steps, [1000 * point.training[k] for point in curves], ".-", label="training")
         if curves[0].validation:
             axes.plot(steps, [1000 * point.validation[k] for point in curves], ".-", label="validation, averaged weights")
             axes.axvline(min(curves, key=lambda point: point.loss).step, color="0.7", lw=1, label="smallest loss")
-        if any(point.training[k] > 0 for point in curves):
-            axes.set_yscale("log")
-        axes.set(xlabel="step", title=title)
-    axes.legend()
+        axes.set(xlabel="step", title=("energy, meV/atom", "force, meV/Å", "virial, meV/atom")[k], yscale="log")
+        axes.legend()
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=110)
