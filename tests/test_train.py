@@ -21,7 +21,7 @@ from mlff.train import config
 from mlff.train.config import FitConfig, read_config
 from mlff.train.data import batches, collate, element_shifts, graph, read_frames, read_structures, split
 from mlff.train.fit import errors, fit, mean_terms
-from mlff.train.label import label, label_file
+from mlff.train.label import label, label_file, summary
 from mlff.train.run import train
 from mlff.train.teachers import TEACHERS, Teacher, load_teacher, of_calculator
 
@@ -79,14 +79,18 @@ def test_violent_frames_are_left_out(labelled, tmp_path):
     assert record["labelled"] == 0 and record["left_out"] == 25
 
 
-def test_a_teacher_that_returns_nan_is_refused():
+def test_frames_without_a_finite_answer_are_left_out(labelled, tmp_path):
     class Broken(LennardJones):
-        def calculate(self, *args, **kwargs):
-            super().calculate(*args, **kwargs)
-            self.results["energy"] = float("nan")
+        def calculate(self, atoms, *args, **kwargs):
+            super().calculate(atoms, *args, **kwargs)
+            if atoms.get_chemical_formula() == "C2H6O":
+                self.results["forces"][0, 0] = np.nan
 
-    with pytest.raises(ValueError, match="energy that is not finite"):
-        label([water_dimer()], of_calculator(Broken(), {"name": "broken"}))
+    teacher = of_calculator(Broken(), {"name": "broken"})
+    record = label_file(labelled, tmp_path / "out.extxyz", teacher, max_force=1e9)
+    assert (record["labelled"], record["left_out"], record["not_finite"]) == (13, 0, 12)
+    assert "12 for which it returned NaN" in summary(record)
+    assert {a.get_chemical_formula() for a in read(tmp_path / "out.extxyz", ":")} == {"H4O2", "H16O8"}
 
 
 def test_unknown_teacher():
@@ -231,7 +235,7 @@ def test_aimnet2_is_the_model_in_its_package(tmp_path):
         }
         out = model(inputs)
         # batched with padding, against one by one: rounding of float32, in energies of thousands of eV
-        assert atoms.get_potential_energy() == pytest.approx(float(out["energy"]), abs=2e-5)
+        assert atoms.get_potential_energy() == pytest.approx(float(out["energy"]), abs=1e-4)
         np.testing.assert_allclose(atoms.get_forces(), out["forces"][0].detach(), atol=2e-5)
         spread = out["forces_std"][0].detach().norm(dim=1)
         np.testing.assert_allclose(atoms.arrays["force_spread"], spread, atol=2e-5)
@@ -433,16 +437,16 @@ def test_training_learns_repeats_and_resumes(data, tmp_path):
 
 def test_early_stop_keeps_the_best_weights_and_resumes(data, tmp_path):
     frames, graphs = data
-    training, validation = graphs[:4], graphs[4:12]  # few to train on: it soon learns them by heart
-    config = FitConfig(steps=400, max_edges=400, warmup=1, learning_rate=2e-2, ema_decay=0.5, report_every=5, patience=3)
+    training, validation = graphs[:2], graphs[4:8]  # few to train on: it soon learns them by heart
+    config = FitConfig(steps=400, max_edges=400, warmup=1, learning_rate=2e-2, ema_decay=0.5, report_every=3, patience=2)
     whole, curves = fit(new_model(frames), training, config, "cpu", validation)
     losses = [point.loss for point in curves]
     best = losses.index(min(losses))
-    assert curves[-1].step < 400 and len(curves) == best + 4
+    assert curves[-1].step < 400 and len(curves) == best + 3
     kept = np.dot(mean_terms(whole, validation, 400, "cpu"), [5.0, 1.0, 1.0])
     assert kept == pytest.approx(min(losses), rel=1e-6)
     state = tmp_path / "state.pt"
-    for step in (5, curves[best].step, curves[-1].step):  # before, at and after the best; the last finds nothing left to do
+    for step in (curves[best].step, curves[-1].step):  # the last finds nothing left to do
         state.unlink(missing_ok=True)
         with pytest.raises(Interrupted):
             fit(new_model(frames), training, config, "cpu", validation, state, None, interrupt_at(step))
@@ -591,7 +595,7 @@ def test_wrong_runs(tmp_path, labelled):
     with pytest.raises(ValueError, match="expected only atomic numbers|the data hold C, but model.species has only H O"):
         train(path, "cpu")
     folder_with(tmp_path, CONFIG.replace("max_force: 1e9", "max_force: 1e-9"))
-    with pytest.raises(ValueError, match="sampled.extxyz: forces above data.max_force = 1e-09 eV/A in every frame"):
+    with pytest.raises(ValueError, match="nothing is left to train on, with data.max_force = 1e-09 eV/A: 0 frames .*, 25 left out"):
         train(path, "cpu")
     start = re.sub(r"model:.*\n", "start: other.safetensors\n", CONFIG)
     folder_with(tmp_path, start)

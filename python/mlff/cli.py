@@ -321,13 +321,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _label(options: argparse.Namespace) -> int:
-    from .train.label import label_file
+    from .train.label import label_file, summary
     from .train.teachers import load_teacher
 
     teacher = load_teacher(options.teacher, options.device or _first_device(), **options.options)
     record = label_file(options.structures, options.output, teacher, options.max_force, options.index)
-    name = record["teacher"]["name"]
-    print(f"wrote {options.output}: {record['labelled']} frames with labels of {name}, {record['left_out']} left out")
+    print(f"wrote {options.output}: {summary(record)}")
     return 0
 
 

@@ -32,9 +32,6 @@ def label(structures: list[Atoms], teacher: Teacher) -> list[Atoms]:
     """Copies that carry the teacher's energy, forces and, where all of the cell is periodic, stress."""
     labelled = []
     for atoms, results in zip(structures, teacher.evaluate(structures), strict=True):
-        for name, value in results.items():
-            if not np.all(np.isfinite(value)):
-                raise ValueError(f"the teacher returned a {name} that is not finite for {atoms}")
         copy = atoms.copy()
         if "force_spread" in results:
             copy.arrays["force_spread"] = results.pop("force_spread")
@@ -47,10 +44,11 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
     """Label the frames `source[index]` into `target` (extxyz); frames pushed harder than `max_force` (eV/A) are left out.
 
     Close contacts are wanted, but a teacher has never seen atoms on top of each other: beyond some force its word is
-    extrapolation, and one such frame outweighs a thousand others in a squared loss.
+    extrapolation, and one such frame outweighs a thousand others in a squared loss. Frames for which it returns NaN or
+    infinities are left out, too.
 
-    Returns the record that is beside the target, with the numbers of frames `labelled` and `left_out`. A frame that the
-    teacher or a student cannot take (data.check) raises ValueError before anything is labelled.
+    Returns the record that is beside the target, with the numbers of frames `labelled`, `left_out` for their force and
+    `not_finite`. A frame that the teacher or a student cannot take (data.check) raises ValueError before anything is labelled.
     """
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file of structures")
@@ -65,7 +63,7 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
     for k, atoms in enumerate(frames):
         _suits(atoms, teacher, place(source, k, atoms, index))
     part, state = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
-    done = {"frames": 0, "labelled": 0, "left_out": 0, "bytes": 0}
+    done = {"frames": 0, "labelled": 0, "left_out": 0, "not_finite": 0, "bytes": 0}
     if part.is_file() and _read(state).get("job") == job and part.stat().st_size >= _read(state)["done"]["bytes"]:
         done = _read(state)["done"]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,22 +73,31 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
         task = bar.add_task(f"label {source.name}", total=len(frames), completed=done["frames"])
         for batch in _batches(frames[done["frames"] :], teacher.max_pairs):
             labelled = label(batch, teacher)
-            kept = [atoms for atoms in labelled if np.linalg.norm(atoms.get_forces(), axis=1).max() <= max_force]
+            finite = [atoms for atoms in labelled if all(np.all(np.isfinite(value)) for value in atoms.calc.results.values())]
+            kept = [atoms for atoms in finite if np.linalg.norm(atoms.calc.results["forces"], axis=1).max() <= max_force]
             if kept:
                 _append(part, kept)
             done["frames"] += len(batch)
             done["labelled"] += len(kept)
-            done["left_out"] += len(batch) - len(kept)
+            done["left_out"] += len(finite) - len(kept)
+            done["not_finite"] += len(batch) - len(finite)
             done["bytes"] = part.stat().st_size
             with replacing(state) as path:
                 path.write_text(json.dumps({"job": job, "done": done}))
             bar.advance(task, len(batch))
-    record = {**job, "labelled": done["labelled"], "left_out": done["left_out"], "sha256": sha256([part])}
+    counts = {key: done[key] for key in ("labelled", "left_out", "not_finite")}
+    record = {**job, **counts, "sha256": sha256([part])}
     os.replace(part, target)
     with replacing(target.with_suffix(".json")) as path:
         path.write_text(json.dumps(record, indent=2) + "\n")
     state.unlink(missing_ok=True)
     return record
+
+
+def summary(record: dict) -> str:
+    """A record of labels in words."""
+    text = f"{record['labelled']} frames with labels of {record['teacher']['name']}, {record['left_out']} left out"
+    return text + (f", {record['not_finite']} for which it returned NaN" if record["not_finite"] else "")
 
 
 def _suits(atoms: Atoms, teacher: Teacher, where: str) -> None:

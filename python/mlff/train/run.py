@@ -28,7 +28,7 @@ from ..painn import PaiNN, PaiNNConfig, load_checkpoint, read_record, save_check
 from .config import Config, DataConfig, read_config
 from .data import element_shifts, graph, read_frames, sha256, split
 from .fit import Point, errors, fit
-from .label import label_file
+from .label import label_file, summary
 from .teachers import load_teacher
 
 
@@ -116,8 +116,8 @@ def labelled_files(data: DataConfig, device: str) -> list[Path]:
     for file, target in zip(data.files, files):
         record = label_file(file, target, teacher, data.max_force)
         if not record["labelled"]:
-            raise ValueError(f"{file}: forces above data.max_force = {data.max_force} eV/A in every frame, nothing is left to train on")
-        print(f"{target}: {record['labelled']} labels of {teacher.provenance['name']}, {record['left_out']} left out", flush=True)
+            raise ValueError(f"{file}: nothing is left to train on, with data.max_force = {data.max_force} eV/A: {summary(record)}")
+        print(f"{target}: {summary(record)}", flush=True)
     return files
 
 
