@@ -56,3 +56,18 @@ def save_payload(tmp_path_factory) -> Callable[[PaiNN], Path]:
 def model_file(model, save_payload) -> Path:
     """The file of the model of the fixture ``model``."""
     return save_payload(model)
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory) -> Path:
+    """25 frames of 13 trajectories with the labels of a Lennard-Jones calculator; sampled.extxyz beside holds them without."""
+    from ase.io import write
+    from labels import lennard_jones, sampled
+
+    from mlff.train.label import label_file
+
+    folder = tmp_path_factory.mktemp("labels")
+    write(folder / "sampled.extxyz", sampled(), format="extxyz")
+    record = label_file(folder / "sampled.extxyz", folder / "labelled.extxyz", lennard_jones(), max_force=1e9)
+    assert record["labelled"] == 25 and record["left_out"] == 0
+    return folder / "labelled.extxyz"
