@@ -10,8 +10,8 @@ from reference import random_model
 
 from mlff import cli, compile, export, payload
 from mlff.core import Model
-from mlff.painn import save_checkpoint
-from mlff.plan import CudaPlan, Launch
+from mlff.painn import PaiNNConfig, save_checkpoint
+from mlff.plan import CudaPlan, Launch, cuda_plan
 
 BLOCK = 512
 
@@ -154,6 +154,16 @@ def test_unwritable_cache(monkeypatch, tmp_path):
 def test_unknown_architecture():
     with pytest.raises(ValueError, match="no GPU architecture 75; there are 80, 86, 90, 100, 120"):
         compile.compile_plan(toy_plan(), (75, 80))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features, architectures", [(128, (90,)), (256, ())])
+def test_kernels_of_a_model(features, architectures):
+    """They fit into the smallest multiprocessor, and those for 9.0 wait for the kernel before: else they would not overlap."""
+    plan, tensors = compile.compile_plan(cuda_plan(PaiNNConfig(species=["H", "O"], features=features, layers=2)), architectures)
+    assert plan["overlapping"] == [f"sm_{x}" for x in architectures]
+    assert {name.rsplit(".", 1)[-1] for name in plan["kernels"]} >= {"small", "large"}
+    assert len(tensors) == len(plan["kernels"]) * (1 + len(architectures))
 
 
 # ---- files -------------------------------------------------------------------------------------------------------------

@@ -125,6 +125,18 @@ def test_results_and_edges(model, fake, n, length, pbc):
     assert fake("cubins") > 0 and fake("ptx") == 0
 
 
+@pytest.mark.parametrize("arch, version, overlaps", [(90, 13000, True), (90, 12020, False), (86, 13000, False)])
+def test_kernels_overlap_where_they_wait_by_themselves(parts, fake, monkeypatch, arch, version, overlaps):
+    """All kernels of a graph but its first, if the code for this GPU waits and the driver can capture that."""
+    monkeypatch.setenv("FAKE_CUDA_ARCH", str(arch))
+    monkeypatch.setenv("FAKE_CUDA_VERSION", str(version))
+    numbers, positions = atoms_of(12, 7.0)
+    system = System(Model(packed(parts)), device="cuda")
+    system.set_atoms(numbers)
+    assert_close(system.compute(positions), expected(numbers, positions))
+    assert fake("captures") > 0 and fake("overlapping") == 4 * overlaps * fake("captures")  # of five kernels
+
+
 def test_graphs_are_replayed(model, fake):
     """One capture per kind of evaluation, nothing uploaded but positions, and graphs kept while the number of atoms fluctuates."""
     system = System(model, device="cuda:0")

@@ -35,6 +35,8 @@ HOSTILE = {
     "architecture": (lambda p: p["kernels"]["dense"]["shared"].update(sm_9x=0), 'there is no architecture "sm_9x"'),
     "code missing": (lambda p: p["kernels"]["dense"]["shared"].update(sm_100=0), 'tensor "cuda.sm_100.dense" is missing'),
     "fewer architectures": (lambda p: p["kernels"]["total"]["shared"].pop("sm_90"), "the same architectures"),
+    "overlapping": (lambda p: p.update(overlapping=["sm_9x"]), 'overlapping: there is no architecture "sm_9x"'),
+    "no overlapping": (lambda p: p.pop("overlapping"), "overlapping"),
     "no search": (lambda p: p.pop("search"), 'needs an object "search"'),
     "no list": (lambda p: p["search"].pop("list"), 'needs a list "list"'),
     "no schedules": (lambda p: p.update(schedules=[]), "the last schedule must have the max_rows null"),
