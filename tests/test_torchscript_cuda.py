@@ -1,14 +1,12 @@
 """The operator on a GPU: against the reference, in every dtype and stream, captured into graphs, and its errors."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 from machine_code import architectures
 from reference import random_model, reference
 from structures import STRUCTURES, dense_cluster, ethanol, structure, triclinic, water_box
-from test_torchscript import CASES, FORCE_UNIT, fails
+from test_torchscript import CASES, FORCE_UNIT, fails, in_threads
 
 from mlff import torchscript
 from mlff.export import build_payload
@@ -222,23 +220,14 @@ def test_capture_without_an_evaluation_before(data):
 def test_several_threads(model, data):
     cases = [ethanol(), triclinic(), water_box(3)]
     scripts = [torchscript.module(data, a.numbers) for a in cases]
-    wrong = []
 
     def work(seed):
-        try:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                for k in np.random.default_rng(seed).integers(0, len(cases), 20):
-                    other = moved(cases[k], seed)
-                    assert_close(model, other, *scripts[k](*inputs(other)))
-        except BaseException as e:
-            wrong.append(e)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for k in np.random.default_rng(seed).integers(0, len(cases), 20):
+                other = moved(cases[k], seed)
+                assert_close(model, other, *scripts[k](*inputs(other)))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(timeout=120)
-    assert not wrong and not any(t.is_alive() for t in threads)
+    in_threads(work, 3)
 
 
 def test_one_simulation_on_the_cpu_and_on_the_gpu(model, data):
