@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from batched_md import Batch, Langevin, Student, relax
 from mlff.painn import load_checkpoint
+from mlff.train.dynamics import Batch, Langevin, Student, relax
 from structures import box, ethanol
 
 

@@ -20,9 +20,8 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read, write
-from rich.progress import track
 
-from batched_md import Batch, Langevin, Student, Teacher, relax
+from mlff.train.dynamics import SO3LR, Batch, Langevin, Student, relax, sample
 from structures import describe, scans, strained, trajectories
 
 
@@ -59,42 +58,16 @@ def run(args) -> None:
 
         potential = Student(load_checkpoint(args.student), args.device)
     else:
-        potential = Teacher(args.device)
+        potential = SO3LR(args.device)
     batch = Batch(prefixed(starts, args.prefix), args.device)
     if args.relax:
         relax(batch, potential, args.relax)
     md = Langevin(batch, potential, temperatures, args.timestep, args.friction, args.pressure, seed=args.seed)
     md.step(args.equilibrate)
 
-    frames: list[Atoms] = []
-    failures = np.zeros(len(starts), dtype=int)
-    sound = [(batch.positions.clone(), batch.box.clone())]
     deadline = time.time() + 60.0 * args.minutes
-    for done in track(range(0, args.steps, args.check), description="dynamics"):
-        if time.time() > deadline:
-            print(f"stopped after {done} steps: --minutes {args.minutes}")
-            break
-        md.step(args.check)
-        largest = torch.zeros(batch.size, dtype=torch.float64, device=batch.device)
-        largest = largest.scatter_reduce(0, batch.system, md.forces.norm(dim=1).nan_to_num(1e9), "amax")
-        temperature = md.kinetic() / (1.5 * 8.617333e-5 * batch.counts)
-        hot = temperature > 4.0 * md.temperatures + 500.0
-        broken = (largest > args.max_force) | hot | ~torch.isfinite(md.energy)
-        now = None
-        if (done // args.check + 1) % (args.stride // args.check) == 0:
-            now = md.snapshot()
-            frames += [now[b] for b in range(batch.size) if not broken[b]]
-        if broken.any():
-            snapshot = md.snapshot() if now is None else now
-            for b in torch.nonzero(broken)[:, 0].tolist():
-                failures[b] += 1
-                # frames that are merely wrong teach the student; frames that are torn apart teach nothing
-                if failures[b] <= 3 and largest[b] < 10.0 * args.max_force and not bool(hot[b]):
-                    frames.append(snapshot[b])
-            positions, box = sound[rng.integers(len(sound))]
-            md.put_back(broken, positions, box)
-        elif len(sound) < 20:
-            sound.append((batch.positions.clone(), batch.box.clone()))
+    frames, failures = sample(md, args.steps, args.stride, args.check, args.max_force, deadline, seed=args.seed)
+    temperature = md.kinetic() / (1.5 * 8.617333e-5 * batch.counts)
     print("failures:", {starts[b].info["trajectory"]: int(n) for b, n in enumerate(failures) if n} or "none")
     by_kind: dict[str, list[float]] = {}
     for atoms, t in zip(starts, temperature.tolist()):

@@ -178,19 +178,24 @@ def read_frames(paths: list[Path], group: str) -> list[Atoms]:
     return frames
 
 
-def split(frames: list[Atoms], group: str, validation: float, held_out: float, seed: int) -> tuple[list[int], ...]:
-    """Indices of frames to train on, to validate with, and held out: whole groups, info[group], about these shares of them.
+def side(name: str, validation: float, held_out: float, seed: int) -> int:
+    """Where a group belongs: 0 to train on, 1 to validate with, 2 held out; about these shares of all groups.
 
     A hash of seed and name decides, so a group stays on its side when more data are added: a student that goes on from an
     earlier one has not seen its held-out frames either.
     """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    x = int.from_bytes(digest[:8], "big") / 2**64
+    return 2 if x < held_out else 1 if x < held_out + validation else 0
+
+
+def split(frames: list[Atoms], group: str, validation: float, held_out: float, seed: int) -> tuple[list[int], ...]:
+    """Indices of frames to train on, to validate with, and held out: whole groups, info[group], by side()."""
     sides: tuple[list[int], ...] = ([], [], [])
     for k, atoms in enumerate(frames):
-        digest = hashlib.sha256(f"{seed}/{atoms.info[group]}".encode()).digest()
-        x = int.from_bytes(digest[:8], "big") / 2**64
-        sides[2 if x < held_out else 1 if x < held_out + validation else 0].append(k)
-    for name, share, side in zip(("training", "validation", "held-out"), (1 - validation - held_out, validation, held_out), sides):
-        if share > 0 and not side:
+        sides[side(atoms.info[group], validation, held_out, seed)].append(k)
+    for name, share, members in zip(("training", "validation", "held-out"), (1 - validation - held_out, validation, held_out), sides):
+        if share > 0 and not members:
             groups = len({str(atoms.info[group]) for atoms in frames})
             got = f"none of {groups} groups info[{group!r}]"
             raise ValueError(f"expected some {name} data, got {got}; add groups or raise the share")

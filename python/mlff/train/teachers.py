@@ -27,6 +27,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers
 
 SO3LR_LONG_RANGE_CUTOFF = 12.0  # Angstrom
+AIMNET2_FILE = "aimnet2_wb97m_ens_f.jpt"
 
 Results = dict[str, "float | np.ndarray"]
 
@@ -105,22 +106,27 @@ def so3lr(device: str = "cpu", long_range_cutoff: float = SO3LR_LONG_RANGE_CUTOF
     return of_calculator(so3lr_calculator(device, long_range_cutoff), provenance, elements=_elements("H C N O F P S Cl"))
 
 
+def aimnet2_model(device: str = "cpu") -> torch.jit.ScriptModule:
+    """The ensemble of AIMNet2 out of its wheel; `models` are its four members, at a quarter of the cost each."""
+    # the model is a file in the wheel: importing the package would need all that it works with
+    spec = importlib.util.find_spec("Auto3D")
+    if spec is None:
+        raise ModuleNotFoundError("No module named 'Auto3D'")
+    path = Path(spec.submodule_search_locations[0]) / "models" / AIMNET2_FILE
+    return torch.jit.load(str(path), map_location=device).eval()
+
+
 def aimnet2(device: str = "cpu") -> Teacher:
     """AIMNet2, an ensemble of four, for organic molecules in open space; whole batches of them at once.
 
     It computes in float32 and sums energies in float64.
     """
-    # the model is a file in the wheel: importing the package would need all that it works with
-    spec = importlib.util.find_spec("Auto3D")
-    if spec is None:
-        raise ModuleNotFoundError("No module named 'Auto3D'")
-    path = Path(spec.submodule_search_locations[0]) / "models" / "aimnet2_wb97m_ens_f.jpt"
-    model = torch.jit.load(str(path), map_location=device).eval()
+    model = aimnet2_model(device)
     provenance = {
         "name": "AIMNet2",
         "package": "auto3d",
         "version": importlib.metadata.version("auto3d"),
-        "file": path.name,
+        "file": AIMNET2_FILE,
         "license": "MIT",
         "citation": "D. Anstine, R. Zubatyuk, O. Isayev, AIMNet2: a neural network potential to meet your neutral, charged, "
         "organic, and elemental-organic needs, Chem. Sci. 2025; doi:10.1039/D4SC08572H",

@@ -1,7 +1,11 @@
-"""Molecular dynamics of many small systems in one batch, with the teacher or with a student.
+"""Molecular dynamics of many small systems in one batch, with a teacher or with a student (examples/train).
 
 Sampling needs many short, independent trajectories of systems of 3 to 200 atoms. One at a time they leave a GPU
 idle; as one graph with many components they run at the speed of one large system.
+
+    md = Langevin(Batch(structures, "cuda"), Student(load_checkpoint("student.safetensors"), "cuda"), temperatures)
+    md.step(1000)
+    frames, failures = sample(md, steps=20000, stride=500, check=50)
 
 Units: Angstrom, eV, amu, fs for times at the interface; the integrator works in ASE's units.
 Cells are orthorhombic, `box` [B, 3]; an infinite box is an open boundary.
@@ -9,9 +13,20 @@ Cells are orthorhombic, `box` [B, 3]; an infinite box is an open boundary.
 
 from __future__ import annotations
 
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Callable
+
 import numpy as np
 import torch
 from ase import Atoms, units
+from rich.console import Console
+from rich.progress import track
+
+from ..painn import PaiNN, energy_and_gradient
+from .teachers import SO3LR_LONG_RANGE_CUTOFF, aimnet2_model, so3lr_calculator
 
 FAR = 1.0e6  # Angstrom, the box length that stands for an open boundary
 
@@ -116,13 +131,11 @@ def _close(batch: Batch, edge_index, unit_shifts, cutoff):
     return edge_index[:, inside], unit_shifts[inside], lengths[inside]
 
 
-class Teacher(Potential):
+class SO3LR(Potential):
     """SO3LR over a whole batch. `dtype` float32 moves atoms; labels are made in float64 by mlff label."""
 
     def __init__(self, device: str, dtype=torch.float32):
         super().__init__()
-        from mlff.train.teachers import SO3LR_LONG_RANGE_CUTOFF, so3lr_calculator
-
         self.model = so3lr_calculator(device).models[0].to(dtype)
         self.dtype = dtype
         self.cutoff = SO3LR_LONG_RANGE_CUTOFF
@@ -154,14 +167,55 @@ class Teacher(Potential):
         return out["energy"].detach().double(), out["forces"].detach().double(), pressure
 
 
+class AIMNet2(Potential):
+    """One member of AIMNet2's ensemble over a whole batch of molecules: it moves atoms, labels are made by all four.
+
+    Molecules of about equal size are padded to one and evaluated together, as many as `max_pairs` pairs of atoms allow
+    (about 20 kB each).
+    """
+
+    def __init__(self, device: str, member: int = 0, max_pairs: int | None = None):
+        super().__init__()
+        self.model = getattr(aimnet2_model(device).models, str(member))
+        self.max_pairs = max_pairs or (1_000_000 if "cuda" in device else 20_000)
+        self.chunks: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.chunks_of: Batch | None = None
+
+    def _pad(self, batch: Batch) -> None:
+        """Chunks of systems of about one size: systems [b], the rows of their atoms [b, width], and which of them are atoms."""
+        self.chunks, self.chunks_of = [], batch
+        order = torch.argsort(batch.counts, stable=True)
+        sizes = batch.counts[order].tolist()
+        first = 0
+        while first < len(sizes):
+            last = first + 1
+            while last < len(sizes) and (last + 1 - first) * sizes[last] ** 2 <= self.max_pairs:
+                last += 1
+            systems, slot = order[first:last], torch.arange(sizes[last - 1], device=batch.device)
+            filled = slot[None] < batch.counts[systems][:, None]
+            rows = torch.where(filled, batch.first[systems][:, None] + slot[None], 0)
+            self.chunks.append((systems, rows, filled))
+            first = last
+
+    def __call__(self, batch: Batch):
+        if self.chunks_of is not batch:
+            self._pad(batch)
+        energy, forces = torch.zeros_like(batch.box[:, 0]), torch.zeros_like(batch.positions)
+        for systems, rows, filled in self.chunks:
+            coordinates = torch.where(filled[..., None], batch.positions[rows], 0.0).float()
+            numbers = torch.where(filled, batch.numbers[rows], 0)
+            with torch.jit.optimized_execution(False):  # as in teachers.aimnet2
+                out = self.model({"coord": coordinates, "numbers": numbers, "charge": torch.zeros_like(coordinates[:, 0, 0])})
+            energy[systems] = out["energy"].detach().double()
+            forces[rows[filled]] = out["forces"].detach().double()[filled]
+        return energy, forces, torch.zeros_like(energy)
+
+
 class Student(Potential):
     """A PaiNN of this package, through the analytic gradients of its reference."""
 
-    def __init__(self, model: torch.nn.Module, device: str):
+    def __init__(self, model: PaiNN, device: str):
         super().__init__()
-        from mlff.painn import energy_and_gradient
-
-        self.evaluate = energy_and_gradient
         self.model = model.to(device).requires_grad_(False)
         self.cutoff = float(model.config.cutoff)
 
@@ -170,12 +224,32 @@ class Student(Potential):
         edge_index, unit_shifts, _ = _close(batch, *self.edges(batch), self.cutoff)
         shifts = unit_shifts * batch.box[batch.system[edge_index[0]]]
         vectors = batch.positions[edge_index[1]] + shifts - batch.positions[edge_index[0]]
-        energies, gradient = self.evaluate(self.model, batch.numbers, edge_index, vectors)
+        energies, gradient = energy_and_gradient(self.model, batch.numbers, edge_index, vectors)
         energy = torch.zeros_like(batch.box[:, 0]).index_add(0, batch.system, energies)
         forces = torch.zeros_like(batch.positions)
         forces = forces.index_add(0, edge_index[0], gradient).index_add(0, edge_index[1], -gradient)
         trace = torch.zeros_like(energy).index_add(0, batch.system[edge_index[0]], -(vectors * gradient).sum(1))
         return energy, forces, trace / (3.0 * batch.box.prod(1))
+
+
+class Compiled(Potential):
+    """A model file of mlff-export through the compiled core, in open space: many times faster than Student, the same numbers."""
+
+    def __init__(self, path: Path, device: str):
+        super().__init__()
+        from ..core import Model, System
+
+        self.system = System(Model(path), device)
+        self.batch: Batch | None = None
+
+    def __call__(self, batch: Batch):
+        if self.batch is not batch:
+            self.system.set_atoms(batch.numbers.cpu().numpy())
+            self.system.set_structures([*batch.first.tolist(), len(batch.numbers)])
+            self.batch = batch
+        found = self.system.compute_batch(batch.positions.cpu().numpy(), want=("energy", "forces"))
+        energy, forces = (torch.as_tensor(found[name], device=batch.device) for name in ("energy", "forces"))
+        return energy, forces, torch.zeros_like(energy)
 
 
 def relax(batch: Batch, potential: Potential, steps: int, longest: float = 0.05) -> None:
@@ -264,3 +338,55 @@ class Langevin:
         batch.box = torch.where(batch.periodic[:, None], batch.box * scale, batch.box)
         batch.positions = batch.positions * scale[batch.system]
         self.velocities = self.velocities / scale[batch.system]
+
+
+def sample(
+    md: Langevin,
+    steps: int,
+    stride: int,
+    check: int,
+    max_force: float = 25.0,
+    deadline: float = math.inf,
+    apart: Callable[[Batch], torch.Tensor] | None = None,
+    seed: int = 0,
+) -> tuple[list[Atoms], np.ndarray]:
+    """Run `steps` steps, or until the clock says `deadline` (time.time()), and take a frame of every sound system each `stride`.
+
+    Every `check` steps (a divisor of stride) systems are looked at: one with a force above `max_force` (eV/Angstrom), far
+    above its temperature, or in the mask `apart(batch)` [B] has failed and is put back to an earlier sound state with fresh
+    velocities. Frames that are merely wrong teach a student, so the first three of a system are taken, too; frames that are torn
+    apart teach nothing.
+
+    Returns the frames, and how often each system failed [B].
+    """
+    batch, rng = md.batch, np.random.default_rng(seed)
+    frames: list[Atoms] = []
+    failures = np.zeros(batch.size, dtype=int)
+    sound = [(batch.positions.clone(), batch.box.clone())]
+    console = Console(stderr=True)
+    for done in track(range(0, steps, check), description="dynamics", console=console, disable=not sys.stderr.isatty()):
+        if time.time() > deadline:
+            print(f"stopped by the clock after {done} steps", flush=True)
+            break
+        md.step(check)
+        largest = torch.zeros(batch.size, dtype=torch.float64, device=batch.device)
+        largest = largest.scatter_reduce(0, batch.system, md.forces.norm(dim=1).nan_to_num(1e9), "amax")
+        hot = md.kinetic() / (1.5 * units.kB * batch.counts) > 4.0 * md.temperatures + 500.0
+        torn = hot | ~torch.isfinite(md.energy)
+        if apart is not None:
+            torn |= apart(batch)
+        broken = (largest > max_force) | torn
+        now = None
+        if (done // check + 1) % (stride // check) == 0:
+            now = md.snapshot()
+            frames += [now[b] for b in torch.nonzero(~broken)[:, 0].tolist()]
+        if broken.any():
+            snapshot = md.snapshot() if now is None else now
+            for b in torch.nonzero(broken)[:, 0].tolist():
+                failures[b] += 1
+                if failures[b] <= 3 and largest[b] < 10.0 * max_force and not torn[b]:
+                    frames.append(snapshot[b])
+            md.put_back(broken, *sound[rng.integers(len(sound))])
+        elif len(sound) < 20:
+            sound.append((batch.positions.clone(), batch.box.clone()))
+    return frames, failures

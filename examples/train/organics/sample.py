@@ -1,0 +1,325 @@
+"""Sampling and labels, every step minutes at most; files are compact (frames.py), and one that is there is not made again.
+
+    python sample.py scans molecules.npz scans.npz --count 20000           by geometry: torsions, dimers, contacts ...
+    python sample.py run molecules.npz md.npz --count 2000 --teacher       by dynamics, driven by AIMNet2
+    python sample.py run molecules.npz md.npz --count 2000 --student a.safetensors
+    python sample.py label scans.npz md.npz labelled.npz                   energies, forces and ensemble spread of AIMNet2
+    python sample.py pick labelled.npz picked.npz --student a.safetensors --count 8000
+    python sample.py quench molecules.npz relaxed.npz --count 60           conformers of held-out molecules, relaxed
+    python sample.py external external.npz                                 S22 and G2 of ASE
+    python sample.py unpack labelled.npz picked.npz labelled.extxyz        for mlff train, with the record of the teacher
+    python sample.py describe labelled.npz
+
+Needs torch, NumPy, SciPy, ASE, mlff and the file of AIMNet2 in the wheel of auto3d; neither RDKit nor a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_numbers
+from ase.data.g2 import molecule_names
+from ase.data.s22 import create_s22_system, get_number_of_dimer_atoms, s22
+from ase.io import write
+from rich.console import Console
+from rich.progress import track
+
+from frames import load, rounded, save
+from geometry import ELEMENTS, HELD_OUT, SMALL, TRAINING, VALIDATION, Source, flown_apart, scans, side, starts
+from mlff.files import replacing
+from mlff.painn import load_checkpoint, read_record
+from mlff.train.data import batches, collate, graph
+from mlff.train.dynamics import AIMNet2, Batch, Langevin, Potential, Student, relax, sample
+from mlff.train.fit import energy_and_gradient, predict
+from mlff.train.label import label
+from mlff.train.teachers import load_teacher
+
+SIDES = {"training": TRAINING, "validation": VALIDATION, "held_out": HELD_OUT}
+SHARES = {"training": 0.85, "validation": 0.05, "held_out": 0.1}
+SCANS = {  # shares of the frames made by geometry
+    "conformer": 0.06, "thermal": 0.25, "torsion": 0.22, "stretch": 0.12, "scaled": 0.06, "dimer": 0.18, "contact": 0.05, "cluster": 0.06,
+}  # fmt: skip
+STARTS = {"molecule": 0.65, "dimer": 0.23, "cluster": 0.12}  # of the systems that dynamics starts from
+
+
+def progress(items, text: str):
+    return track(items, description=text, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def counts(shares: dict[str, float], total: float) -> dict[str, int]:
+    return {name: round(total * share) for name, share in shares.items()}
+
+
+def drawn(args, make, shares: dict[str, float], *more) -> list[Atoms]:
+    """Structures of every side asked for, made by `make`; the seed is part of the names of their trajectories."""
+    conformers = load(args.source)
+    frames = []
+    for name in [args.side] if args.side else SIDES:
+        source = Source(conformers, SIDES[name], np.random.default_rng([args.seed, SIDES[name]]))
+        made = make(source, counts(shares, args.count * (1.0 if args.side else SHARES[name])), *more)
+        for atoms in made:
+            atoms.info["trajectory"] = f"{args.prefix}{args.seed}-{name}-{atoms.info['trajectory']}"
+        frames += made
+    return frames
+
+
+def make_scans(args) -> None:
+    save(args.target, [rounded(atoms) for atoms in drawn(args, scans, SCANS)])
+
+
+def potential(args) -> Potential:
+    return Student(load_checkpoint(args.student), args.device) if args.student else AIMNet2(args.device)
+
+
+def run(args) -> None:
+    """Relax, bring to temperature, sample; systems of about one size are neighbours, so that padding is short."""
+    began = time.time()
+    systems = sorted(drawn(args, starts, STARTS, tuple(args.temperatures)), key=len)
+    batch = Batch(systems, args.device)
+    print(f"{batch.size} systems of {len(batch.numbers) / batch.size:.1f} atoms on average", flush=True)
+    model = potential(args)
+    apart = flown_apart(batch)
+    relax(batch, model, args.relax)
+    temperatures = [atoms.info["temperature"] for atoms in systems]
+    md = Langevin(batch, model, temperatures, args.timestep, args.friction, seed=args.seed)
+    md.step(args.equilibrate)
+    deadline = began + 60.0 * args.minutes
+    frames, failures = sample(md, args.steps, args.stride, args.check, 30.0, deadline, apart, args.seed)
+    kinds = [atoms.info["kind"] for atoms in systems]
+    failed = Counter(kind for kind, n in zip(kinds, failures) if n)
+    print("systems that failed:", {kind: f"{failed[kind]} of {n}" for kind, n in Counter(kinds).items()})
+    rate = batch.size * (args.relax + args.equilibrate + args.steps) / (time.time() - began)
+    print(f"{len(frames)} frames, up to {rate:.0f} system-steps/s")
+    # what has evaporated further than a file holds is no use anyway
+    save(args.target, [r for r in map(rounded, frames) if np.isfinite(r.positions).all() and np.abs(r.positions).max() < 32.0])
+
+
+def labels(frames: list[Atoms], device: str, max_pairs: int) -> tuple[list[Atoms], dict]:
+    """Frames with the labels of AIMNet2, smallest first, and its provenance."""
+    teacher = load_teacher("aimnet2", device)
+    frames = sorted(frames, key=len)
+    groups: list[list[Atoms]] = [[]]
+    for atoms in frames:
+        if groups[-1] and (len(groups[-1]) + 1) * len(atoms) ** 2 > (max_pairs or teacher.max_pairs):
+            groups.append([])
+        groups[-1].append(atoms)
+    began = time.time()
+    labelled = [atoms for group in progress(groups, "label") if group for atoms in label(group, teacher)]
+    print(f"{len(labelled) / (time.time() - began):.0f} frames/s", flush=True)
+    return labelled, teacher.provenance
+
+
+def make_labels(args) -> None:
+    frames = [atoms for path in args.source for atoms in load(path)]
+    labelled, provenance = labels(frames, args.device, args.max_pairs)
+    finite = [atoms for atoms in labelled if all(np.isfinite(value).all() for value in atoms.calc.results.values())]
+    forces = np.array([np.linalg.norm(atoms.calc.results["forces"], axis=1).max() for atoms in finite])
+    spread = np.array([atoms.arrays["force_spread"].max() for atoms in finite])
+    kept = [atoms for atoms, f, s in zip(finite, forces, spread) if f <= args.max_force and s <= args.max_spread]
+    limits = {"max_force_eV_A": args.max_force, "max_spread_eV_A": args.max_spread}
+    left_out = {"not_finite": len(labelled) - len(finite), "max_force": int((forces > args.max_force).sum())}
+    left_out["max_spread"] = int(((spread > args.max_spread) & (forces <= args.max_force)).sum())
+    save(args.target, kept)
+    record = {"teacher": provenance, **limits, "left_out": left_out, "labelled": len(kept)}
+    with replacing(args.target.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=2) + "\n")
+    asked, got = (Counter(atoms.info["kind"] for atoms in part) for part in (frames, kept))
+    print(f"left out: {left_out}; of each kind:", {kind: f"{n - got[kind]} of {n}" for kind, n in sorted(asked.items())})
+    print(table(kept))
+
+
+def errors(frames: list[Atoms], checkpoint: Path, device: str) -> np.ndarray:
+    """Mean force error of a student in every frame [F], eV/Angstrom (norms of atoms' deviations)."""
+    model = load_checkpoint(checkpoint).to(device).requires_grad_(False)
+    graphs = [graph(atoms, model.config.cutoff, k) for k, atoms in enumerate(frames)]
+    result = np.zeros(len(frames))
+    for members in progress(batches(graphs, 40000 if device == "cpu" else 500_000), "student"):
+        batch = collate([graphs[k] for k in members]).to(device)
+        with torch.no_grad():
+            forces = predict(energy_and_gradient, model, batch)[1]
+        deviation = (forces - batch.forces).norm(dim=1)
+        mean = torch.zeros_like(batch.energy).index_add(0, batch.structure, deviation.to(batch.energy)) / batch.n_atoms
+        result[members] = mean.cpu().numpy()
+    return result
+
+
+def pick(args) -> None:
+    """Of the frames to train on those from which a student has most to learn, of the others as many by chance.
+
+    The chance of a frame is proportional to the student's error beyond the teacher's own spread: where the members of the
+    ensemble disagree a deviation says little.
+    """
+    frames = [atoms for path in args.source for atoms in load(path)]
+    rng = np.random.default_rng(args.seed)
+    error = errors(frames, args.student, args.device)
+    noise = np.array([atoms.arrays["force_spread"].mean() for atoms in frames])
+    excess = (error - noise).clip(1e-3)
+    trained = np.array([side(atoms.info["scaffold"]) == TRAINING for atoms in frames])
+    share = min(1.0, args.count / len(frames))
+    chosen = []
+    for members, chance in ((np.nonzero(trained)[0], excess[trained]), (np.nonzero(~trained)[0], np.ones((~trained).sum()))):
+        if len(members):
+            chosen += rng.choice(members, round(share * len(members)), replace=False, p=chance / chance.sum()).tolist()
+    save(args.target, [frames[k] for k in sorted(chosen)])
+    copy_record(args.source, args.target)
+    print(f"mean force error {1000 * error.mean():.0f} meV/A, of those picked {1000 * error[chosen].mean():.0f}")
+    print(table([frames[k] for k in chosen]))
+
+
+def quench(args) -> None:
+    """Conformers of `count` held-out molecules, relaxed by AIMNet2 (dynamics with friction at 0 K), with its labels."""
+    by_molecule: dict[str, list[Atoms]] = {}
+    for atoms in load(args.source):
+        if side(atoms.info["scaffold"]) == HELD_OUT:
+            by_molecule.setdefault(atoms.info["molecule"], []).append(atoms)
+    flexible = sorted((name for name, frames in by_molecule.items() if len(frames) >= 4), key=lambda n: (len(by_molecule[n][0]), n))
+    chosen = flexible[:: max(1, len(flexible) // args.count)][: args.count]
+    batch = Batch([atoms for name in chosen for atoms in by_molecule[name]], args.device)
+    print(f"{batch.size} conformers of {len(chosen)} molecules", flush=True)
+    model = AIMNet2(args.device)
+    relax(batch, model, 30)
+    md = Langevin(batch, model, [0.0] * batch.size, 1.0, 0.02)
+    md.step(args.steps)
+    labelled, provenance = labels([rounded(atoms) for atoms in batch.snapshot()], args.device, 0)
+    for atoms in labelled:
+        atoms.info["kind"] = "relaxed"
+    forces = [np.linalg.norm(atoms.calc.results["forces"], axis=1).max() for atoms in labelled]
+    save(args.target, labelled)
+    args.target.with_suffix(".json").write_text(json.dumps({"teacher": provenance}, indent=2) + "\n")
+    print(f"largest force that is left: median {np.median(forces):.3f}, 95 % below {np.percentile(forces, 95):.3f} eV/A")
+
+
+def external(args) -> None:
+    """S22 dimers with their two halves, and molecules of G2 with closed shells; labels by `label`."""
+    known, frames = {atomic_numbers[symbol] for symbol in ELEMENTS}, []
+    for name in s22:
+        whole, (first, _) = create_s22_system(name), get_number_of_dimer_atoms(name)
+        for part, atoms in (("dimer", whole), ("a", whole[:first]), ("b", whole[first:])):
+            atoms.info = {"kind": "s22", "molecule": name, "trajectory": f"{name} {part}"}
+            frames.append(atoms)
+    for name in molecule_names:
+        atoms = molecule(name)
+        open_shell = atoms.numbers.sum() % 2 or atoms.get_initial_magnetic_moments().any()
+        if len(atoms) > 1 and set(atoms.numbers) <= known and not open_shell:
+            atoms.info = {"kind": "g2", "molecule": name, "trajectory": name}
+            frames.append(atoms)
+    for atoms in frames:
+        atoms.set_initial_magnetic_moments(None)
+        atoms.info["scaffold"] = "external"
+    save(args.target, [rounded(atoms) for atoms in frames])
+
+
+def copy_record(sources: list[Path], target: Path) -> None:
+    """The record of a teacher, which must be the same for all files."""
+    records = [read_record(path) for path in sources]
+    if not records[0] or any(record.get("teacher") != records[0].get("teacher") for record in records):
+        raise SystemExit(f"expected labels of one teacher, with their records: {' '.join(map(str, sources))}")
+    with replacing(target.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps({"teacher": records[0]["teacher"], "files": [p.name for p in sources]}, indent=2) + "\n")
+
+
+def unpack(args) -> None:
+    frames = [atoms for path in args.source for atoms in load(path)]
+    for atoms in frames:
+        atoms.arrays.pop("force_spread", None)  # training does not look at it
+        if not atoms.has("momenta") and isinstance(atoms.calc, SinglePointCalculator):
+            atoms.calc.results["energy"] = round(atoms.calc.results["energy"], 6)
+    with replacing(args.target) as unfinished:
+        write(unfinished, frames, format="extxyz")
+    copy_record(args.source, args.target)
+
+
+def table(frames: list[Atoms]) -> str:
+    """Of each kind: frames, molecules, atoms, forces (root mean square of components, largest norm) and the teacher's spread."""
+    lines = [
+        f"{'kind':12} {'frames':>7} {'mols':>6} {'atoms':>6} {'F rms':>7} {'max F 50%':>9} {'95%':>7} {'spread':>7} {'95%':>7}"
+        "   forces in eV/A, spread: mean of frames, meV/A per component"
+    ]
+    for kind in [*sorted({atoms.info["kind"] for atoms in frames}), "all"]:
+        members = [atoms for atoms in frames if kind in (atoms.info["kind"], "all")]
+        molecules = len({name for atoms in members for name in atoms.info["molecule"].split(".")})
+        line = f"{kind:12} {len(members):7} {molecules:6} {np.mean([len(a) for a in members]):6.1f}"
+        if members[0].calc is not None:
+            forces = [atoms.calc.results["forces"] for atoms in members]
+            largest = [np.linalg.norm(f, axis=1).max() for f in forces]
+            line += f" {np.sqrt((np.concatenate(forces) ** 2).mean()):7.2f} {np.median(largest):9.1f} {np.percentile(largest, 95):7.1f}"
+            # a spread is the norm over x, y, z of standard deviations: divided by sqrt(3) it is one component's
+            spread = [1000 * np.sqrt((atoms.arrays["force_spread"] ** 2).mean() / 3) for atoms in members]
+            line += f" {np.mean(spread):7.1f} {np.percentile(spread, 95):7.1f}"
+        lines.append(line)
+    sides = Counter(side(atoms.info["scaffold"]) for atoms in frames)
+    lines.append(", ".join(f"{name} {sides[number]}" for name, number in SIDES.items()) + " frames; with element: "
+                 + " ".join(f"{s} {sum(s in a.symbols for a in frames)}" for s in ELEMENTS))  # fmt: skip
+    return "\n".join(lines)
+
+
+def describe(args) -> None:
+    print(table([atoms for path in args.source for atoms in load(path)]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, function, sources: str | None, target: bool = True):
+        p = commands.add_parser(name, description=function.__doc__)
+        p.set_defaults(function=function)
+        if sources:
+            p.add_argument("source", type=Path, nargs=sources if sources == "+" else None)
+        if target:
+            p.add_argument("target", type=Path)
+        p.add_argument("--seed", type=int, default=1)
+        p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        return p
+
+    for name, function, count in (("scans", make_scans, 20000), ("run", run, 2000)):
+        p = command(name, function, "1")
+        p.add_argument("--count", type=int, default=count, help="frames (scans) or systems (run)")
+        p.add_argument("--side", choices=SIDES, help="of the split; all of them, by their shares, without it")
+        p.add_argument("--prefix", default=name, help="of the trajectories' names: one per round of sampling")
+    which = p.add_mutually_exclusive_group(required=True)
+    which.add_argument("--teacher", action="store_true")
+    which.add_argument("--student", type=Path)
+    p.add_argument("--temperatures", type=float, nargs=2, default=(300.0, 1000.0), help="K")
+    p.add_argument("--relax", type=int, default=20, help="steps downhill before the dynamics")
+    p.add_argument("--equilibrate", type=int, default=100, help="steps before the first frame")
+    p.add_argument("--steps", type=int, default=1000)
+    p.add_argument("--minutes", type=float, default=8.0, help="stop early after this long")
+    p.add_argument("--stride", type=int, default=100, help="steps between frames, a multiple of --check")
+    p.add_argument("--check", type=int, default=20, help="steps between looks for failures")
+    p.add_argument("--timestep", type=float, default=0.5, help="fs")
+    p.add_argument("--friction", type=float, default=0.02, help="1/fs")
+
+    p = command("label", make_labels, "+")
+    p.add_argument("--max-force", type=float, default=30.0, help="eV/Angstrom; frames above it are left out")
+    p.add_argument("--max-spread", type=float, default=4.0, help="eV/Angstrom, of any atom; frames above it are left out")
+    p.add_argument("--max-pairs", type=int, default=0, help="pairs of atoms at once, 20 kB each; 0: as the teacher says")
+    p = command("pick", pick, "+")
+    p.add_argument("--student", type=Path, required=True)
+    p.add_argument("--count", type=int, default=8000)
+    p = command("quench", quench, "1")
+    p.add_argument("--count", type=int, default=60, help="molecules")
+    p.add_argument("--steps", type=int, default=1500)
+    command("external", external, None)
+    command("unpack", unpack, "+")
+    command("describe", describe, "+", target=False)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    if hasattr(args, "target") and args.target.exists():
+        print(f"{args.target} is there already")
+        return
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The sampling of examples/train/organics: structures are sound, and no held-out scaffold is in a frame to train on."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+pytest.importorskip("scipy", reason="structures are turned with SciPy")
+pytest.importorskip("pydantic", reason="training is not installed: pip install 'mlff[train]'")
+
+FOLDER = Path(__file__).parent.parent / "examples" / "train" / "organics"
+sys.path.insert(0, str(FOLDER))
+
+from frames import load, rounded, save  # noqa: E402
+from geometry import (  # noqa: E402
+    HELD_OUT, SCAN_KINDS, SMALL, SPLIT, TRAINING, VALIDATION, Source, beyond, bonds, closest, flown_apart, joined, named,
+    rotatable, scans, side, starts, stretched, thermal, turned,
+)  # fmt: skip
+
+from mlff.train.config import read_config  # noqa: E402
+from mlff.train.data import split  # noqa: E402
+from mlff.train.dynamics import Batch  # noqa: E402
+
+ETHANOL, BUTANE, BENZENE = molecule("CH3CH2OH"), molecule("trans-butane"), molecule("C6H6")
+
+
+def conformers() -> list:
+    """Molecules of 40 made-up families and three that are SMALL, the names of which say where they belong."""
+    result = []
+    for k in range(40):
+        atoms = (ETHANOL, BUTANE, BENZENE)[k % 3].copy()
+        atoms.info = {"molecule": f"m{k}", "scaffold": f"family {k}"}
+        result.append(atoms)
+    for name in ("H2O", "CH4", "HCl"):
+        atoms = molecule(name)
+        atoms.info = {"molecule": name, "scaffold": SMALL}
+        result.append(atoms)
+    return [rounded(atoms) for atoms in result]
+
+
+@pytest.mark.parametrize("name", ["organics.yaml", "organics-small.yaml", "a.yaml", "b.yaml"])
+def test_configurations_split_as_the_sampling_does(name):
+    config = read_config(FOLDER / name)
+    assert config.data.split_by == "scaffold"
+    assert SPLIT == {"validation": config.data.validation, "held_out": config.data.held_out, "seed": config.fit.seed}
+
+
+def test_large_families_are_trained_on():
+    assert side(SMALL) == TRAINING and side("c1ccccc1") == TRAINING
+
+
+@pytest.mark.parametrize("wanted", [TRAINING, VALIDATION, HELD_OUT])
+def test_no_frame_holds_a_molecule_of_another_side(wanted):
+    known = conformers()
+    family = {atoms.info["molecule"]: atoms.info["scaffold"] for atoms in known}
+    source = Source(known, wanted, np.random.default_rng(1))
+    frames = [*scans(source, dict.fromkeys(SCAN_KINDS, 6)), *starts(source, {"molecule": 4, "dimer": 10, "cluster": 10}, (300.0, 900.0))]
+    for atoms in frames:
+        members = [family[name] for name in atoms.info["molecule"].split(".")]
+        assert {side(name) for name in members if name != SMALL} <= {wanted}
+        assert side(atoms.info["scaffold"]) == wanted  # mlff train puts it where its molecules are
+    if wanted == TRAINING:
+        chosen = split(known + frames, "scaffold", SPLIT["validation"], SPLIT["held_out"], SPLIT["seed"])
+        assert set(range(len(known), len(known) + len(frames))) <= set(chosen[0])
+    assert any("." in atoms.info["molecule"] for atoms in frames)
+
+
+def test_structures_are_finite_and_keep_their_atoms():
+    source = Source(conformers(), TRAINING, np.random.default_rng(2))
+    for atoms in scans(source, dict.fromkeys(SCAN_KINDS, 10)):
+        assert np.isfinite(atoms.positions).all() and np.abs(atoms.positions).max() < 32
+        assert atoms.numbers.sum() % 2 == 0
+        distances = atoms.get_all_distances() + 9 * np.eye(len(atoms))
+        assert distances.min() > (0.4 if atoms.info["kind"] == "contact" else 0.5)
+
+
+def test_an_unknown_kind():
+    with pytest.raises(ValueError, match="unknown kind 'twist'"):
+        scans(Source(conformers(), TRAINING, np.random.default_rng(0)), {"twist": 1})
+
+
+def test_torsions_and_stretches_move_one_side_rigidly():
+    pairs = bonds(ETHANOL)
+    assert len(pairs) == 8 and len(bonds(BENZENE)) == 12
+    assert beyond(bonds(BENZENE), 0, 1) is None  # a ring
+    assert rotatable(bonds(BENZENE)) == [] and len(rotatable(pairs)) == 2  # C-C and C-O
+    i, j, moving = rotatable(pairs)[0]
+    before, after = ETHANOL.get_all_distances(), turned(ETHANOL, i, j, moving, 77.0).get_all_distances()
+    for a, b in pairs:
+        assert after[a, b] == pytest.approx(before[a, b])
+    assert np.abs(after - before).max() > 0.3
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        moved = stretched(ETHANOL, pairs, rng)
+        changed = np.abs([moved.get_distance(*pair) / ETHANOL.get_distance(*pair) - 1 for pair in pairs])
+        assert (changed > 1e-6).sum() == 1 and changed.max() < 0.6
+
+
+def test_thermal_displacements_grow_with_temperature():
+    rng, pairs = np.random.default_rng(0), bonds(BENZENE)
+
+    def spread(temperature):
+        moved = [thermal(BENZENE, pairs, temperature, rng).get_all_distances() - BENZENE.get_all_distances() for _ in range(50)]
+        return np.std([d[i, j] for d in moved for i, j in pairs])
+
+    # a spring of 35 eV/A^2 at 300 K spreads by 0.027 A
+    assert 0.015 < spread(300.0) < 0.04 and spread(1200.0) == pytest.approx(2 * spread(300.0), rel=0.2)
+
+
+def test_joined_molecules_are_as_far_apart_as_asked():
+    rng = np.random.default_rng(0)
+    for gap in (1.0, 2.5, 6.0):
+        atoms = joined([ETHANOL, BENZENE], gap, rng)
+        apart = np.linalg.norm(atoms.positions[:9, None] - atoms.positions[9:], axis=2)
+        assert apart.min() == pytest.approx(gap, abs=1e-6)
+        np.testing.assert_allclose(atoms.positions.mean(0), 0, atol=1e-9)
+    assert closest(ETHANOL, bonds(ETHANOL)) > 2.0
+
+
+def test_flown_apart():
+    frames = [named(atoms.copy(), "x", [atoms], 0) for atoms in conformers()[:3]]
+    batch = Batch(frames, "cpu")
+    apart = flown_apart(batch)
+    assert not apart(batch).any()
+    batch.positions[9] += torch.tensor([0.0, 0.0, 2.0], dtype=torch.float64)  # a bond of the second molecule
+    assert apart(batch).tolist() == [False, True, False]
+
+
+def test_files_keep_frames(tmp_path):
+    frames = scans(Source(conformers(), TRAINING, np.random.default_rng(3)), {"dimer": 3, "torsion": 2})
+    frames = [rounded(atoms) for atoms in frames]
+    frames[0].info["temperature"] = 450.5
+    save(tmp_path / "bare.npz", frames)
+    rng = np.random.default_rng(0)
+    for atoms in frames:
+        atoms.arrays["force_spread"] = rng.random(len(atoms))
+        atoms.calc = SinglePointCalculator(atoms, energy=-1234.56789, forces=rng.normal(size=(len(atoms), 3)))
+    save(tmp_path / "labelled.npz", frames)
+    for path, labels in ((tmp_path / "bare.npz", False), (tmp_path / "labelled.npz", True)):
+        for atoms, again in zip(frames, load(path), strict=True):
+            assert again.info == atoms.info
+            np.testing.assert_array_equal(again.numbers, atoms.numbers)
+            np.testing.assert_array_equal(again.positions, atoms.positions)  # rounded() is what a file keeps
+            assert (again.calc is not None) == labels
+            if labels:
+                assert again.calc.results["energy"] == atoms.calc.results["energy"]
+                np.testing.assert_allclose(again.calc.results["forces"], atoms.calc.results["forces"], atol=1e-4)
+                np.testing.assert_allclose(again.arrays["force_spread"], atoms.arrays["force_spread"], rtol=1e-3)
+    frames[0].positions += 40.0
+    with pytest.raises(ValueError, match="within 32 Angstrom"):
+        save(tmp_path / "far.npz", frames)
+
+
+def test_scaffolds():
+    pytest.importorskip("rdkit", reason="molecules are made with RDKit: pip install rdkit")
+    from molecules import Chem, scaffold, suitable
+
+    def family(smiles):
+        return scaffold(Chem.AddHs(Chem.MolFromSmiles(smiles)))
+
+    assert family("O") == family("CC=O") == family("ClC(Cl)Cl") == SMALL
+    assert family("Cc1ccccc1") == family("Oc1ccccc1Br") == "c1ccccc1"
+    assert family("C[C@@H]1CCCN1") == family("C[C@H]1CCCN1")
+    assert family("CCCCO") == family("CCCCN") == family("C=CC=CC") == "CCCCC"  # skeletons of molecules without rings
+    assert family("CC(C)CO") != family("CCCCO") and family("FS(F)(F)(F)(F)F") == "CC(C)(C)(C)(C)C"
+    for smiles in ("CC(=O)[O-]", "C[CH2]", "[Na]Cl", "O.O", "[2H]O[2H]", "C[Si](C)(C)C", "C" * 20, "not a molecule"):
+        assert suitable(smiles, 50) is None
+    assert suitable("C[N+](=O)[O-]", 50).GetNumAtoms() == 7
+
+
+def test_conformers():
+    pytest.importorskip("rdkit", reason="molecules are made with RDKit: pip install rdkit")
+    from molecules import conformers as embedded
+
+    frames = embedded("CCCCO")
+    assert frames and all(atoms.info["molecule"] == "CCCCO" and atoms.info["scaffold"] == "CCCCC" for atoms in frames)
+    assert len(bonds(frames[0])) == 14
+
+
+def test_shipped_conformers():
+    frames = load(FOLDER / "molecules.npz")
+    assert len({atoms.info["molecule"] for atoms in frames}) > 5000
+    assert {symbol for atoms in frames for symbol in atoms.symbols} == {"H", "C", "N", "O", "F", "P", "S", "Cl", "Br"}
+    assert all(atoms.numbers.sum() % 2 == 0 for atoms in frames)
+    sides = [side(name) for name in {atoms.info["molecule"]: atoms.info["scaffold"] for atoms in frames}.values()]
+    assert 0.05 < sides.count(HELD_OUT) / len(sides) < 0.2 and sides.count(VALIDATION) > 50
