@@ -78,6 +78,12 @@ def test_a_clock_that_has_run_out_ends_sampling():
     assert frames == []
 
 
+def test_frames_are_taken_when_systems_are_looked_at():
+    batch = Batch(systems(1), "cpu")
+    with pytest.raises(ValueError, match="multiple of check, got 30 and 20"):
+        sample(Langevin(batch, Springs(batch), [300.0]), steps=60, stride=30, check=20)
+
+
 def test_a_student_in_a_batch_is_the_student_alone(save_payload):
     model = random_model(16, 2)
     frames = [molecule(name) for name in ("H2O", "CH3CH2OH", "CH4")]

@@ -58,7 +58,8 @@ def test_no_frame_holds_a_molecule_of_another_side(wanted):
     known = conformers()
     family = {atoms.info["molecule"]: atoms.info["scaffold"] for atoms in known}
     source = Source(known, wanted, np.random.default_rng(1))
-    frames = [*scans(source, dict.fromkeys(SCAN_KINDS, 6)), *starts(source, {"molecule": 4, "dimer": 10, "cluster": 10}, (300.0, 900.0))]
+    systems = {"molecule": 4, "dimer": 10, "cluster": 10}
+    frames = [*scans(source, dict.fromkeys(SCAN_KINDS, 6)), *starts(source, systems, (300.0, 900.0))]
     for atoms in frames:
         members = [family[name] for name in atoms.info["molecule"].split(".")]
         assert {side(name) for name in members if name != SMALL} <= {wanted}

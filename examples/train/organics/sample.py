@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import molecule
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_numbers
 from ase.data.g2 import molecule_names
 from ase.data.s22 import create_s22_system, get_number_of_dimer_atoms, s22
@@ -35,11 +34,11 @@ from rich.console import Console
 from rich.progress import track
 
 from frames import load, rounded, save
-from geometry import ELEMENTS, HELD_OUT, SMALL, TRAINING, VALIDATION, Source, flown_apart, scans, side, starts
+from geometry import ELEMENTS, HELD_OUT, TRAINING, VALIDATION, Source, flown_apart, scans, side, starts
 from mlff.files import replacing
 from mlff.painn import load_checkpoint, read_record
 from mlff.train.data import batches, collate, graph
-from mlff.train.dynamics import AIMNet2, Batch, Langevin, Potential, Student, relax, sample
+from mlff.train.dynamics import AIMNet2, Batch, Compiled, Langevin, Potential, Student, relax, sample
 from mlff.train.fit import energy_and_gradient, predict
 from mlff.train.label import label
 from mlff.train.teachers import load_teacher
@@ -47,7 +46,8 @@ from mlff.train.teachers import load_teacher
 SIDES = {"training": TRAINING, "validation": VALIDATION, "held_out": HELD_OUT}
 SHARES = {"training": 0.85, "validation": 0.05, "held_out": 0.1}
 SCANS = {  # shares of the frames made by geometry
-    "conformer": 0.06, "thermal": 0.25, "torsion": 0.22, "stretch": 0.12, "scaled": 0.06, "dimer": 0.18, "contact": 0.05, "cluster": 0.06,
+    "conformer": 0.06, "thermal": 0.25, "torsion": 0.22, "stretch": 0.12, "scaled": 0.06, "dimer": 0.18, "contact": 0.05,
+    "cluster": 0.06,
 }  # fmt: skip
 STARTS = {"molecule": 0.65, "dimer": 0.23, "cluster": 0.12}  # of the systems that dynamics starts from
 
@@ -78,7 +78,11 @@ def make_scans(args) -> None:
 
 
 def potential(args) -> Potential:
-    return Student(load_checkpoint(args.student), args.device) if args.student else AIMNet2(args.device)
+    """What drives the dynamics: a checkpoint runs in PyTorch, a model.pt in the compiled core."""
+    if args.teacher:
+        return AIMNet2(args.device)
+    compiled = args.student.suffix == ".pt"
+    return Compiled(args.student, args.device) if compiled else Student(load_checkpoint(args.student), args.device)
 
 
 def run(args) -> None:
@@ -232,8 +236,6 @@ def unpack(args) -> None:
     frames = [atoms for path in args.source for atoms in load(path)]
     for atoms in frames:
         atoms.arrays.pop("force_spread", None)  # training does not look at it
-        if not atoms.has("momenta") and isinstance(atoms.calc, SinglePointCalculator):
-            atoms.calc.results["energy"] = round(atoms.calc.results["energy"], 6)
     with replacing(args.target) as unfinished:
         write(unfinished, frames, format="extxyz")
     copy_record(args.source, args.target)
@@ -252,7 +254,8 @@ def table(frames: list[Atoms]) -> str:
         if members[0].calc is not None:
             forces = [atoms.calc.results["forces"] for atoms in members]
             largest = [np.linalg.norm(f, axis=1).max() for f in forces]
-            line += f" {np.sqrt((np.concatenate(forces) ** 2).mean()):7.2f} {np.median(largest):9.1f} {np.percentile(largest, 95):7.1f}"
+            rms = np.sqrt((np.concatenate(forces) ** 2).mean())
+            line += f" {rms:7.2f} {np.median(largest):9.1f} {np.percentile(largest, 95):7.1f}"
             # a spread is the norm over x, y, z of standard deviations: divided by sqrt(3) it is one component's
             spread = [1000 * np.sqrt((atoms.arrays["force_spread"] ** 2).mean() / 3) for atoms in members]
             line += f" {np.mean(spread):7.1f} {np.percentile(spread, 95):7.1f}"
@@ -289,7 +292,7 @@ def main() -> None:
         p.add_argument("--prefix", default=name, help="of the trajectories' names: one per round of sampling")
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--teacher", action="store_true")
-    which.add_argument("--student", type=Path)
+    which.add_argument("--student", type=Path, help="checkpoint, or the model.pt of mlff-export")
     p.add_argument("--temperatures", type=float, nargs=2, default=(300.0, 1000.0), help="K")
     p.add_argument("--relax", type=int, default=20, help="steps downhill before the dynamics")
     p.add_argument("--equilibrate", type=int, default=100, help="steps before the first frame")

@@ -194,7 +194,8 @@ def split(frames: list[Atoms], group: str, validation: float, held_out: float, s
     sides: tuple[list[int], ...] = ([], [], [])
     for k, atoms in enumerate(frames):
         sides[side(atoms.info[group], validation, held_out, seed)].append(k)
-    for name, share, members in zip(("training", "validation", "held-out"), (1 - validation - held_out, validation, held_out), sides):
+    shares = (1 - validation - held_out, validation, held_out)
+    for name, share, members in zip(("training", "validation", "held-out"), shares, sides):
         if share > 0 and not members:
             groups = len({str(atoms.info[group]) for atoms in frames})
             got = f"none of {groups} groups info[{group!r}]"

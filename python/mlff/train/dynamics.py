@@ -357,8 +357,10 @@ def sample(
     velocities. Frames that are merely wrong teach a student, so the first three of a system are taken, too; frames that are torn
     apart teach nothing.
 
-    Returns the frames, and how often each system failed [B].
+    Returns the frames, and how often each system failed [B]. Raises ValueError for a stride that check does not divide.
     """
+    if stride % check:
+        raise ValueError(f"expected a stride that is a multiple of check, got {stride} and {check}")
     batch, rng = md.batch, np.random.default_rng(seed)
     frames: list[Atoms] = []
     failures = np.zeros(batch.size, dtype=int)
