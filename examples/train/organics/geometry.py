@@ -109,7 +109,8 @@ def thermal(atoms: Atoms, pairs: list[tuple[int, int]], temperature: float, rng:
     blocks = -springs[:, :, None, None] * (vectors[..., :, None] * vectors[..., None, :]) / lengths[:, :, None, None] ** 2
     blocks[np.arange(n), np.arange(n)] = -blocks.sum(1)
     values, modes = np.linalg.eigh(blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n))
-    stiff = values > 0.05  # what is softer, translations and rotations among it, would leave the range of a linear displacement
+    # what is softer, translations and rotations among it, would leave the range of a linear displacement and stretch bonds
+    stiff = values > 1.0
     amplitudes = np.sqrt(8.617333e-5 * temperature / values[stiff]) * rng.normal(size=stiff.sum())
     result = atoms.copy()
     result.positions += (modes[:, stiff] @ amplitudes).reshape(n, 3)
@@ -177,7 +178,7 @@ def flown_apart(batch: Batch) -> Callable[[Batch], torch.Tensor]:
 def weights(molecules: list[Atoms]) -> np.ndarray:
     """Chances [F] to take a molecule: of equal atoms for all sizes, and rare elements more often than tables have them."""
     held = np.array([[symbol in atoms.symbols for symbol in ELEMENTS] for atoms in molecules])
-    rarity = 1.0 / np.sqrt(held.mean(0).clip(1e-4))
+    rarity = 1.0 / np.sqrt(held.mean(0).clip(0.16))  # at most 2.5
     chance = (held * rarity).max(1) / np.array([max(len(atoms), 8) for atoms in molecules])
     return chance / chance.sum()
 

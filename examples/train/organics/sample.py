@@ -37,7 +37,7 @@ from frames import load, rounded, save
 from geometry import ELEMENTS, HELD_OUT, TRAINING, VALIDATION, Source, flown_apart, scans, side, starts
 from mlff.files import replacing
 from mlff.painn import load_checkpoint, read_record
-from mlff.train.data import batches, collate, graph
+from mlff.train.data import batches, collate, element_shifts, graph
 from mlff.train.dynamics import AIMNet2, Batch, Compiled, Langevin, Potential, Student, relax, sample
 from mlff.train.fit import energy_and_gradient, predict
 from mlff.train.label import label
@@ -46,7 +46,7 @@ from mlff.train.teachers import load_teacher
 SIDES = {"training": TRAINING, "validation": VALIDATION, "held_out": HELD_OUT}
 SHARES = {"training": 0.85, "validation": 0.05, "held_out": 0.1}
 SCANS = {  # shares of the frames made by geometry
-    "conformer": 0.06, "thermal": 0.25, "torsion": 0.22, "stretch": 0.12, "scaled": 0.06, "dimer": 0.18, "contact": 0.05,
+    "conformer": 0.08, "thermal": 0.22, "torsion": 0.22, "stretch": 0.12, "scaled": 0.06, "dimer": 0.18, "contact": 0.06,
     "cluster": 0.06,
 }  # fmt: skip
 STARTS = {"molecule": 0.65, "dimer": 0.23, "cluster": 0.12}  # of the systems that dynamics starts from
@@ -242,20 +242,25 @@ def unpack(args) -> None:
 
 
 def table(frames: list[Atoms]) -> str:
-    """Of each kind: frames, molecules, atoms, forces (root mean square of components, largest norm) and the teacher's spread."""
-    lines = [
-        f"{'kind':12} {'frames':>7} {'mols':>6} {'atoms':>6} {'F rms':>7} {'max F 50%':>9} {'95%':>7} {'spread':>7} {'95%':>7}"
-        "   forces in eV/A, spread: mean of frames, meV/A per component"
-    ]
+    """Of each kind: frames, molecules, atoms; root mean square of forces' components (eV/A), largest force of a frame (median,
+    95 %); energy per atom beyond the best sum of constants per element (standard deviation, meV); the teacher's spread of a
+    force component (meV/A, mean and 95 % of frames)."""
+    lines = [f"{'kind':12} {'frames':>7} {'mols':>6} {'atoms':>6} {'F rms':>7} {'max F':>7} {'95%':>7} {'E std':>7} {'spread':>7} {'95%':>7}"]
+    labelled = bool(frames) and all(atoms.calc is not None for atoms in frames)
+    if labelled:
+        numbers = sorted({int(z) for atoms in frames for z in atoms.numbers})
+        shifts = dict(zip(numbers, element_shifts(frames, numbers).tolist()))
     for kind in [*sorted({atoms.info["kind"] for atoms in frames}), "all"]:
         members = [atoms for atoms in frames if kind in (atoms.info["kind"], "all")]
         molecules = len({name for atoms in members for name in atoms.info["molecule"].split(".")})
         line = f"{kind:12} {len(members):7} {molecules:6} {np.mean([len(a) for a in members]):6.1f}"
-        if members[0].calc is not None:
+        if labelled:
             forces = [atoms.calc.results["forces"] for atoms in members]
             largest = [np.linalg.norm(f, axis=1).max() for f in forces]
             rms = np.sqrt((np.concatenate(forces) ** 2).mean())
-            line += f" {rms:7.2f} {np.median(largest):9.1f} {np.percentile(largest, 95):7.1f}"
+            line += f" {rms:7.2f} {np.median(largest):7.1f} {np.percentile(largest, 95):7.1f}"
+            rest = [(a.calc.results["energy"] - sum(shifts[z] for z in a.numbers)) / len(a) for a in members]
+            line += f" {1000 * np.std(rest):7.0f}"
             # a spread is the norm over x, y, z of standard deviations: divided by sqrt(3) it is one component's
             spread = [1000 * np.sqrt((atoms.arrays["force_spread"] ** 2).mean() / 3) for atoms in members]
             line += f" {np.mean(spread):7.1f} {np.percentile(spread, 95):7.1f}"

@@ -365,8 +365,11 @@ def sample(
     frames: list[Atoms] = []
     failures = np.zeros(batch.size, dtype=int)
     sound = [(batch.positions.clone(), batch.box.clone())]
-    console = Console(stderr=True)
+    console, reported = Console(stderr=True), time.time()
     for done in track(range(0, steps, check), description="dynamics", console=console, disable=not sys.stderr.isatty()):
+        if time.time() > reported + 20.0 and not sys.stderr.isatty():
+            reported = time.time()
+            print(f"{done} of {steps} steps, {len(frames)} frames, {np.count_nonzero(failures)} systems failed", flush=True)
         if time.time() > deadline:
             print(f"stopped by the clock after {done} steps", flush=True)
             break
