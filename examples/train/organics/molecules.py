@@ -34,7 +34,7 @@ from rdkit.Chem.rdMolDescriptors import CalcNumRotatableBonds
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
 from frames import save
-from geometry import ELEMENTS, HELD_OUT, SMALL, side
+from geometry import ELEMENTS, HELD_OUT, SMALL, bonds, side
 
 MAX_ATOMS = {"nci": 36, "wehi": 36}  # of a table; small molecules show a student as much chemistry for less
 LARGEST = 50
@@ -121,7 +121,7 @@ def scaffold(mol: Chem.Mol) -> str:
 
 
 def conformers(smiles: str) -> list[Atoms]:
-    """Conformers of a molecule: ETKDG, then MMFF94s (UFF where that has no parameters); [] where no embedding succeeds.
+    """Conformers of a molecule: ETKDG, then MMFF94s (UFF where that has no parameters); [] where none comes out sound.
 
     One of a rigid molecule, two of others, up to eight of those that are held out: they test conformer energies.
     """
@@ -146,7 +146,8 @@ def conformers(smiles: str) -> list[Atoms]:
     for k, conformer in enumerate(mol.GetConformers()):
         atoms = Atoms(numbers, conformer.GetPositions() - conformer.GetPositions().mean(0))
         atoms.info = {"kind": "conformer", "molecule": smiles, "scaffold": family, "trajectory": f"{smiles} {k}"}
-        if np.isfinite(atoms.positions).all() and np.abs(atoms.positions).max() < 32.0:
+        # a few come out of the force field with a bond broken, or with atoms of a crowded centre on top of each other
+        if np.abs(atoms.positions).max() < 32.0 and len(bonds(atoms)) == mol.GetNumBonds():
             result.append(atoms)
     return result
 
