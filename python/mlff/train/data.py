@@ -73,13 +73,17 @@ def graph(atoms: Atoms, cutoff: float, index: int = 0) -> Graphs:
 
 def collate(graphs: list[Graphs]) -> Graphs:
     """One graph out of many, on the device where they are."""
-    parts = {f.name: [getattr(g, f.name) for g in graphs] for f in fields(Graphs)}
-    first_atom = np.cumsum([0] + [len(g.atomic_numbers) for g in graphs])
-    first_structure = np.cumsum([0] + [len(g.n_atoms) for g in graphs])
-    parts["edges"] = [e + int(o) for e, o in zip(parts["edges"], first_atom)]
-    for name in ("structure", "edge_structure"):
-        parts[name] = [s + int(o) for s, o in zip(parts[name], first_structure)]
-    return Graphs(**{name: torch.cat(part, dim=1 if name == "edges" else 0) for name, part in parts.items()})
+    parts = {f.name: torch.cat([getattr(g, f.name) for g in graphs], dim=1 if f.name == "edges" else 0) for f in fields(Graphs)}
+    # atoms, edges and structures of each graph: one addition for all, where one for each would keep a GPU waiting
+    counts = torch.tensor([[len(g.atomic_numbers), g.edges.shape[1], len(g.n_atoms)] for g in graphs])
+    first = (counts.cumsum(0) - counts).to(parts["edges"].device)
+    atoms, edges, _ = counts.sum(0).tolist()
+    counts = counts.to(first.device)
+    of_edge = torch.repeat_interleave(first, counts[:, 1], dim=0, output_size=edges)
+    parts["edges"] += of_edge[:, 0]
+    parts["edge_structure"] += of_edge[:, 2]
+    parts["structure"] += torch.repeat_interleave(first[:, 2], counts[:, 0], output_size=atoms)
+    return Graphs(**parts)
 
 
 def batches(graphs: list[Graphs], max_edges: int, generator: torch.Generator | None = None) -> list[list[int]]:
