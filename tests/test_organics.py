@@ -189,3 +189,46 @@ def test_shipped_conformers():
     assert all(atoms.numbers.sum() % 2 == 0 for atoms in frames)
     sides = [side(name) for name in {atoms.info["molecule"]: atoms.info["scaffold"] for atoms in frames}.values()]
     assert 0.05 < sides.count(HELD_OUT) / len(sides) < 0.2 and sides.count(VALIDATION) > 50
+
+
+def test_picked_frames_are_those_a_student_gets_wrong(tmp_path, monkeypatch):
+    from labels import with_labels
+    from reference import random_model
+
+    import sample
+    from mlff.painn import save_checkpoint
+    from mlff.train.data import read_frames
+    from mlff.train.dynamics import Student
+
+    model = random_model(16, 1)
+    save_checkpoint(model, tmp_path / "student.safetensors")
+    drawn = scans(Source([a for a in conformers() if "Cl" not in a.symbols], TRAINING, np.random.default_rng(4)), {"thermal": 12})
+    frames = []
+    for k, atoms in enumerate(map(rounded, drawn)):
+        energy, forces, _ = Student(model, "cpu")(Batch([atoms], "cpu"))
+        labelled = with_labels(atoms, energy=float(energy[0]), forces=forces.numpy() + (1.0 if k < 6 else 0.0))
+        labelled.arrays["force_spread"] = np.full(len(atoms), 0.05)
+        frames.append(labelled)
+        frames[-1].info.update(atoms.info)
+    save(tmp_path / "labelled.npz", frames)
+    (tmp_path / "labelled.json").write_text('{"teacher": {"name": "itself"}}')
+    error = sample.errors(load(tmp_path / "labelled.npz"), tmp_path / "student.safetensors", "cpu")
+    np.testing.assert_allclose(error[:6], np.sqrt(3), atol=1e-2)
+    np.testing.assert_allclose(error[6:], 0.0, atol=1e-2)
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, words)])
+        sample.main()
+
+    picked, unpacked = tmp_path / "picked.npz", tmp_path / "picked.extxyz"
+    options = ["--student", tmp_path / "student.safetensors", "--count", 6, "--device", "cpu"]
+    command("pick", tmp_path / "labelled.npz", picked, *options)
+    wrong = {atoms.info["trajectory"] for atoms in frames[:6]}
+    assert len(wrong & {atoms.info["trajectory"] for atoms in load(picked)}) >= 5 and len(load(picked)) == 6
+    command("unpack", picked, unpacked)
+    again = read_frames([unpacked], "scaffold")
+    for atoms, other in zip(load(picked), again, strict=True):
+        np.testing.assert_allclose(atoms.positions, other.positions, atol=1e-8)
+        np.testing.assert_allclose(atoms.get_forces(), other.get_forces(), atol=1e-7)
+        assert other.info["kind"] == "thermal"
+        assert other.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
