@@ -175,7 +175,7 @@ def pick(args) -> None:
         if len(members):
             chosen += rng.choice(members, round(share * len(members)), replace=False, p=chance / chance.sum()).tolist()
     save(args.target, [frames[k] for k in sorted(chosen)])
-    copy_record(args.source, args.target)
+    copy_record(args.source, args.target, picked=len(chosen), out_of=len(frames), student=args.student.name)
     print(f"mean force error {1000 * error.mean():.0f} meV/A, of those picked {1000 * error[chosen].mean():.0f}")
     print(table([frames[k] for k in chosen]))
 
@@ -223,13 +223,14 @@ def external(args) -> None:
     save(args.target, [rounded(atoms) for atoms in frames])
 
 
-def copy_record(sources: list[Path], target: Path) -> None:
-    """The record of a teacher, which must be the same for all files."""
+def copy_record(sources: list[Path], target: Path, **more) -> None:
+    """Beside `target` the record of the teacher, which must be the same for all sources; of a single source all of its record."""
     records = [read_record(path) for path in sources]
     if not records[0] or any(record.get("teacher") != records[0].get("teacher") for record in records):
         raise SystemExit(f"expected labels of one teacher, with their records: {' '.join(map(str, sources))}")
+    record = records[0] if len(sources) == 1 else {"teacher": records[0]["teacher"], "files": [path.name for path in sources]}
     with replacing(target.with_suffix(".json")) as unfinished:
-        unfinished.write_text(json.dumps({"teacher": records[0]["teacher"], "files": [p.name for p in sources]}, indent=2) + "\n")
+        unfinished.write_text(json.dumps({**record, **more}, indent=2) + "\n")
 
 
 def unpack(args) -> None:
