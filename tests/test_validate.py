@@ -14,6 +14,7 @@ from mlff import validate as module
 from mlff.core import MLFFFileError
 from mlff.export import build_payload
 from mlff.validate import Check, validate
+from mlff.validate import checks as general
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch):
-    monkeypatch.setattr(module, "NVE_STEPS", 20)
+    monkeypatch.setattr(general, "NVE_STEPS", 20)
 
 
 def labelled(model, names, energy_error=0.0, force_error=0.0, stress_error=0.0):
@@ -70,7 +71,7 @@ def test_report(model, save_payload, tmp_path, capsys):
 
 
 def test_a_sound_file_passes(model, save_payload, monkeypatch):
-    monkeypatch.setattr(module, "NVE_STEPS", 300)  # long enough that a slope is more than the fluctuation
+    monkeypatch.setattr(general, "NVE_STEPS", 300)  # long enough that a slope is more than the fluctuation
     checks = by_name(validate(save_payload(model), [structure("ethanol"), structure("triclinic")]))
     for name in ("self-check, energy", "self-check, forces", "equivariance, energy", "equivariance, forces"):
         assert checks[name].passed, checks[name]
@@ -102,7 +103,7 @@ def test_a_check_that_breaks_down_does_not_take_the_others_with_it(model, save_p
     def broken(case):
         raise ValueError("two\nlines")
 
-    monkeypatch.setattr(module, "CHECKS", [broken, module.self_check])
+    monkeypatch.setattr(module, "CHECKS", [broken, general.self_check])
     report = validate(save_payload(model), [structure("ethanol")], tmp_path / "a.html")
     assert not report.passed and report.checks[0].note == "two lines" and report.checks[1].passed
 

@@ -17,6 +17,8 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 from . import __version__, pretrained_names
 from .train import MAX_FORCE
 
+SUITES = ("organics", "water", "crystal")  # of mlff.validate, which takes long to import
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
@@ -34,11 +36,31 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command.add_argument("--check", action="store_true", help="also evaluate the file's reference structures and compare")
     command.set_defaults(run=_info)
 
-    command = commands.add_parser("validate", help="compare a model with labelled structures")
+    command = commands.add_parser("validate", help="compare a model with labelled structures, and with its teacher")
     command.add_argument("model", type=Path, help="model file")
-    command.add_argument("structures", type=Path, help="structures with energies and forces, any format that ASE reads (extxyz)")
+    command.add_argument(
+        "structures", type=Path, nargs="?", help="structures with energies and forces, any format that ASE reads (default: those of the suite)"
+    )
+    command.add_argument("--suite", choices=SUITES, help="also the physics of molecules, of liquid water, of a cubic crystal")
+    command.add_argument("--teacher", help="compare with this teacher, which is measured first (names as in mlff label)")
+    command.add_argument("--options", type=_options, default={}, help="keyword arguments of the teacher, as JSON")
+    command.add_argument(
+        "--reference", type=Path, help="file of mlff reference to compare with, or to write with --teacher (default: beside the report)"
+    )
+    command.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N", of the model and of the teacher (default: cpu)')
+    _suite_settings(command)
     command.add_argument("--report", type=Path, help="HTML page to write, with its numbers as JSON beside it")
     command.set_defaults(run=_validate)
+
+    command = commands.add_parser("reference", help="measure a suite of mlff validate with a teacher; resumable")
+    command.add_argument("teacher", help="names as in mlff label")
+    command.add_argument("--options", type=_options, default={}, help="keyword arguments of the teacher, as JSON")
+    command.add_argument("--suite", choices=SUITES, required=True, help="what to measure")
+    command.add_argument("--elements", help="chemical symbols to look at, as in Mg,O (default: all that the teacher knows)")
+    command.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: the first GPU if there is one)')
+    _suite_settings(command)
+    command.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write, and to go on from")
+    command.set_defaults(run=_reference)
 
     command = commands.add_parser("bench", help="time a model on this machine, by number of atoms")
     command.add_argument("model", type=Path, help="model file")
@@ -110,6 +132,31 @@ def _run(parser: argparse.ArgumentParser, arguments: Optional[List[str]]) -> int
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _suite_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quick", action="store_true", help="smallest sizes, seconds: shows that all runs, not how good it is")
+    command.add_argument("--seed", type=int, default=0, help="of velocities, thermostats and displacements (default: %(default)s)")
+    command.add_argument("--ps", type=_positive, help="length of each production run of dynamics (default: 2 organics, 20 water, 5 crystal)")
+    command.add_argument("--cell", type=Path, help="unit cell of a cubic crystal (default: that of the elements)")
+
+
+def _settings(options: argparse.Namespace) -> Any:
+    from .validate import Settings
+
+    if options.cell and not options.cell.is_file():
+        raise FileNotFoundError(f"{options.cell}: no such file of a cell")
+    return Settings(options.quick, options.seed, options.ps, str(options.cell) if options.cell else None)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above zero")
+    return number
 
 
 def _architectures(text: str) -> Tuple[int, ...]:
@@ -303,11 +350,29 @@ def _size(n: int) -> str:
 
 
 def _validate(options: argparse.Namespace) -> int:
+    from .train.teachers import load_teacher
     from .validate import validate
 
-    if not options.structures.is_file():
+    if options.structures and not options.structures.is_file():
         raise FileNotFoundError(f"{options.structures}: no such file of structures")
-    return 0 if validate(options.model, options.structures, report=options.report).passed else 1
+    settings = _settings(options)
+    teacher = load_teacher(options.teacher, options.device, **options.options) if options.teacher else None
+    report = validate(
+        options.model, options.structures, options.report, options.suite, teacher, options.reference, settings, options.device
+    )
+    return 0 if report.passed else 1
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from .train.teachers import load_teacher
+    from .validate import reference
+
+    teacher = load_teacher(options.teacher, options.device or _first_device(), **options.options)
+    elements = options.elements.split(",") if options.elements else None
+    data = reference(teacher, options.suite, options.output, _settings(options), elements)
+    failed = {name: part["error"] for name, part in data["parts"].items() if "error" in part}
+    print(f"wrote {options.output}" + "".join(f"; {name} failed: {why}" for name, why in failed.items()))
+    return 1 if failed else 0
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -1,0 +1,319 @@
+"""The suite water: structure, density and diffusion of the liquid, 64 molecules at 300 K and 1 bar, classical nuclei.
+
+Radial distribution functions and diffusion come from a run at the experimental density, so that a model and its teacher are
+compared at the same volume; the density comes from a run at constant pressure.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms, units
+from ase.build import molecule
+from ase.md.bussi import Bussi
+from ase.md.langevinbaoab import LangevinBAOAB
+from matplotlib.figure import Figure
+from scipy.spatial.transform import Rotation
+
+from .checks import Check, failed, png
+from .measure import TIMESTEP, Job, block_error, dynamics, relax, thermalize
+
+TEMPERATURE = 300.0  # K
+PRESSURE = 1.0  # bar
+DENSITY = 0.9965  # g/cm^3, experiment at 300 K: of the run at constant volume
+DIFFUSION = 0.24  # Angstrom^2/ps, experiment at 300 K: M. Holz, S. R. Heil, A. Sacco, PCCP 2, 4740 (2000), interpolated
+VISCOSITY = 0.854e-3  # Pa s, experiment at 300 K
+OXYGEN_PEAK = (2.80, 2.57)  # Angstrom, height: X-rays, L. B. Skinner et al., J. Chem. Phys. 138, 074506 (2013), 295 K
+HASIMOTO = 2.837297  # of a cubic box; I.-C. Yeh, G. Hummer, J. Phys. Chem. B 108, 15873 (2004)
+PAIRS = {"O-O": (2.4, 3.3), "O-H": (1.5, 2.3), "H-H": (1.9, 3.0)}  # where the first intermolecular peak is sought, Angstrom
+BIN = 0.02  # Angstrom
+EVERY = 0.02  # ps between samples
+TIMES = "about 50 minutes for a default model on one core of a CPU, nearly all of it two runs of dynamics, 23 ps of 192 atoms each"
+FORCE_LIMIT = 35.0  # meV/Angstrom against the teacher
+ELEMENTS = {"H", "O"}
+
+
+def lengths(job: Job) -> tuple[int, float, float]:
+    """Molecules along an edge, ps of equilibration, ps of production."""
+    n, equilibrate, produce = (2, 0.05, 0.2) if job.settings.quick else (4, 3.0, 20.0)
+    return n, equilibrate, produce if job.settings.ps is None else job.settings.ps
+
+
+def box(n: int, rng: np.random.Generator) -> Atoms:
+    """n^3 molecules, randomly turned on the sites of a cubic lattice, at the experimental density. Order O H H."""
+    one = molecule("H2O")
+    one.positions -= one.get_center_of_mass()
+    spacing = (one.get_masses().sum() / DENSITY / units.kg * units.m**3 * 1e-3) ** (1 / 3)  # g/cm^3 = 1e-3 kg/(1e-2 m)^3
+    atoms = Atoms(cell=np.eye(3) * n * spacing, pbc=True)
+    for site in np.ndindex(n, n, n):
+        turned = one.copy()
+        turned.positions = one.positions @ Rotation.from_quat(rng.normal(size=4)).as_matrix().T + (np.array(site) + 0.5) * spacing
+        atoms += turned
+    return atoms
+
+
+def density(masses: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """[S], g/cm^3, of masses [N] in u in cells [S, 3, 3] in Angstrom."""
+    return masses.sum() / np.abs(np.linalg.det(cells)) / units.kg * units.m**3 * 1e-3
+
+
+def start(job: Job, n: int, equilibrate: float, share: float) -> Atoms:
+    """A liquid at the experimental density and TEMPERATURE."""
+    atoms = box(n, job.rng(1))
+    if not job.state:
+        atoms = relax(atoms, job, fmax=1.0, steps=200)
+        thermalize(atoms, TEMPERATURE, job.rng(2))
+    dynamics(
+        job, atoms,
+        lambda a, rng: LangevinBAOAB(a, TIMESTEP * units.fs, temperature_K=TEMPERATURE, T_tau=100 * units.fs, rng=rng),
+        equilibrate, EVERY, TEMPERATURE, "equilibration", (0.0, share),
+    )  # fmt: skip
+    return atoms
+
+
+# ---- the parts ---------------------------------------------------------------------------------------------------------
+
+
+def liquid(job: Job) -> dict:
+    """Constant volume: radial distribution functions, intact molecules, mean square displacement of the oxygen atoms."""
+    n, equilibrate, produce = lengths(job)
+    share = equilibrate / (equilibrate + produce)
+    atoms = start(job, n, equilibrate, share)
+    # a global thermostat leaves the dynamics of the molecules alone
+    run = dynamics(
+        job, atoms, lambda a, rng: Bussi(a, TIMESTEP * units.fs, TEMPERATURE, 1000 * units.fs, rng=rng),
+        produce, EVERY, TEMPERATURE, "production", (share, 1.0),
+    )  # fmt: skip
+    r_max, numbers = min(run.cells[0].diagonal()) / 2, atoms.numbers
+    result = {"ps": produce, "molecules": n**3, "edge": float(run.cells[0][0, 0]), "radii": None, "rdf": {}, "peaks": {}}
+    bond = np.linalg.norm(run.positions[:, 0::3, None] - np.stack([run.positions[:, 1::3], run.positions[:, 2::3]], 2), axis=3)
+    result["longest_bond"] = float(bond.max())
+    for pair, window in PAIRS.items():
+        a, b = (np.flatnonzero(numbers == {"O": 8, "H": 1}[x]) for x in pair.split("-"))
+        blocks = []
+        for part in np.array_split(np.arange(len(run.times)), 5):
+            radii, g = rdf(run.positions[part], run.cells[part], a, b, r_max, exclude=np.arange(len(atoms)) // 3)
+            blocks.append(g)
+        g = np.average(blocks, axis=0)
+        result["radii"], result["rdf"][pair] = radii.round(4).tolist(), g.round(5).tolist()
+        peaks = np.array([peak(radii, block, window) for block in blocks])
+        position, height = peak(radii, g, window)
+        errors = peaks.std(0, ddof=1) / np.sqrt(len(blocks))
+        result["peaks"][pair] = {"position": position, "height": height, "errors": errors.tolist()}
+    lag, msd = mean_square_displacement(run.positions[:, numbers == 8], EVERY)
+    value, error = diffusion(run.positions[:, numbers == 8], EVERY)
+    result |= {"lag": lag[::5].round(4).tolist(), "msd": msd[::5].round(5).tolist(), "diffusion": value, "diffusion_error": error}
+    result |= {"temperature": float(run.temperatures.mean()), "temperature_error": block_error(run.temperatures)}
+    return result
+
+
+def pressure(job: Job) -> dict:
+    """Constant pressure (isotropic barostat): density."""
+    n, equilibrate, produce = lengths(job)
+    share = equilibrate / (equilibrate + produce)
+    atoms = start(job, n, equilibrate, share)
+
+    def npt(a: Atoms, rng: np.random.Generator) -> LangevinBAOAB:
+        stress = -PRESSURE * 1e-4 * units.GPa
+        tau, mass = 100 * units.fs, barostat_mass(a)
+        return LangevinBAOAB(
+            a, TIMESTEP * units.fs, temperature_K=TEMPERATURE, externalstress=stress, hydrostatic=True, T_tau=tau,
+            P_tau=500 * units.fs, P_mass=mass, rng=rng,
+        )  # fmt: skip
+
+    run = dynamics(job, atoms, npt, produce, EVERY, TEMPERATURE, "production", (share, 1.0))
+    series = density(atoms.get_masses(), run.cells)
+    settled = series[len(series) // 4 :]
+    return {
+        "ps": produce, "molecules": n**3, "density": float(settled.mean()), "density_error": block_error(settled),
+        "times": run.times[::5].round(4).tolist(), "series": series[::5].round(5).tolist(),
+        "temperature": float(run.temperatures.mean()), "temperature_error": block_error(run.temperatures),
+    }  # fmt: skip
+
+
+def barostat_mass(atoms: Atoms, period: float = 500.0) -> float:
+    """Mass of the cell for fluctuations of about this period in fs: 3 N kB T (period / 2 pi)^2, Martyna, Tobias, Klein (1994)."""
+    return 3 * len(atoms) * units.kB * TEMPERATURE * (period * units.fs / (2 * np.pi)) ** 2
+
+
+PARTS = {"liquid": liquid, "pressure": pressure}
+MODEL_PARTS: dict = {}
+
+
+def samples(job: Job) -> dict[str, Atoms]:
+    """Structures for the general checks: molecules turned at random on a lattice, and alone; every atom moved at random."""
+    frames = {}
+    for k in range(1 if job.settings.quick else 6):
+        for kind, atoms, size in (
+            ("rattled lattice", box(2 if job.settings.quick else 4, job.rng(3, k)), 0.03), ("molecule", molecule("H2O"), 0.05),
+        ):  # fmt: skip
+            atoms.positions += job.rng(4, k, len(atoms)).normal(0, size, atoms.positions.shape)
+            atoms.info["kind"] = kind
+            frames[f"{kind} {k}"] = atoms
+    return frames
+
+
+# ---- comparison --------------------------------------------------------------------------------------------------------
+
+
+def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
+    """Rows of the report. ``mine`` and ``theirs`` are the parts of measurements."""
+    checks: list[Check] = []
+    for function, title in ((_liquid, "Structure and diffusion at constant volume"), (_pressure, "Density at constant pressure")):
+        part = function.__name__[1:]
+        if "error" in mine[part]:
+            rows = [failed(part, str(mine[part]["error"]))]
+        else:
+            other = None if theirs is None or "error" in theirs.get(part, {"error": ""}) else theirs[part]
+            rows = function(mine[part], other, teacher)
+        for row in rows:
+            row.section = title
+        checks += rows
+    return checks
+
+
+def _run(result: dict) -> str:
+    return f"{result['molecules']} molecules, {result['ps']:g} ps, {result['temperature']:.1f} K"
+
+
+def corrected(result: dict) -> float | None:
+    """Diffusion coefficient of an infinite box, Angstrom^2/ps: Yeh and Hummer's correction with the experimental viscosity."""
+    if result["diffusion"] is None:
+        return None
+    size = units._k * TEMPERATURE * HASIMOTO / (6 * np.pi * VISCOSITY * result["edge"] * 1e-10)  # m^2/s
+    return result["diffusion"] + size * 1e8
+
+
+def _liquid(mine, theirs, teacher):
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    for axes, pair in zip(figure.subplots(1, 3), PAIRS):
+        axes.axhline(1, color="0.85", lw=0.8)
+        axes.plot(mine["radii"], mine["rdf"][pair], lw=1, label=f"model, {mine['ps']:g} ps")
+        if theirs:
+            axes.plot(theirs["radii"], theirs["rdf"][pair], "k--", lw=1, label=f"{teacher}, {theirs['ps']:g} ps")
+        axes.set(xlabel="distance, Å", ylabel=f"g({pair})", xlim=(1.0 if "H" in pair else 2.0, mine["radii"][-1]))
+    figure.axes[0].plot(*OXYGEN_PEAK, "r^", label="X-ray, peak")
+    figure.axes[0].legend(fontsize=7)
+    checks = [Check("longest O-H bond", mine["longest_bond"], "Å", 1.5, f"molecules stay whole; {_run(mine)}", png(figure))]
+    for pair in PAIRS:
+        a, b = mine["peaks"][pair], theirs["peaks"][pair] if theirs else None
+        note = f"pairs of different molecules, {_run(mine)}"
+        if pair == "O-O":
+            note += f"; X-rays at 295 K: {OXYGEN_PEAK[0]:.2f} Å, height {OXYGEN_PEAK[1]} (Skinner et al. 2013); nuclei are classical here"
+        checks.append(Check(f"{pair} peak, position", a["position"], "Å", note=note, error=a["errors"][0]))
+        checks.append(Check(f"{pair} peak, height", a["height"], note=note, error=a["errors"][1]))
+        if b:
+            for k, (key, unit, limit, scale) in enumerate((("position", "Å", 0.02, 1.0), ("height", "%", 5.0, 100 / b["height"]))):
+                value, error = abs(a[key] - b[key]) * scale, np.hypot(a["errors"][k], b["errors"][k]) * scale
+                note = f"from {teacher}, {b[key]:.4g}; the error is that of both runs"
+                judged = limit if pair == "O-O" else None
+                checks.append(Check(f"{pair} peak, {key}, deviation", value, unit, judged, note, error=error))
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(mine["lag"], mine["msd"], label="model")
+    if theirs:
+        axes.plot(theirs["lag"], theirs["msd"], "k--", label=teacher)
+    axes.set(xlabel="time, ps", ylabel="mean square displacement of O, Å²", xlim=(0, None), ylim=(0, None))
+    axes.legend()
+    note = f"Einstein relation, oxygen atoms about their common centre, {_run(mine)}, thermostat of velocity rescaling with 1 ps"
+    checks.append(Check("diffusion", mine["diffusion"], "Å²/ps", note=note, figure=png(figure), error=mine["diffusion_error"]))
+    note = (
+        f"the same for an infinite box: + kB T {HASIMOTO} / (6 pi eta L), Yeh and Hummer (2004), with the experimental viscosity "
+        f"{VISCOSITY * 1e3:.3f} mPa s; experiment {DIFFUSION} Å²/ps (Holz et al. 2000)"
+    )
+    checks.append(Check("diffusion, infinite box", corrected(mine), "Å²/ps", note=note, error=mine["diffusion_error"]))
+    if theirs and theirs["diffusion"] and mine["diffusion"]:
+        value = 100 * abs(mine["diffusion"] / theirs["diffusion"] - 1)
+        error = 100 * np.hypot(mine["diffusion_error"], theirs["diffusion_error"]) / theirs["diffusion"]
+        note = f"from {teacher}, {theirs['diffusion']:.3g} Å²/ps in a box of the same size; no bar of its own"
+        checks.append(Check("diffusion, deviation", value, "%", note=note, error=error))
+    return checks
+
+
+def _pressure(mine, theirs, teacher):
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(mine["times"], mine["series"], lw=1, label="model")
+    if theirs:
+        axes.plot(theirs["times"], theirs["series"], "k--", lw=1, label=teacher)
+    axes.axhline(DENSITY, color="r", lw=0.8, ls=":", label="experiment, 300 K")
+    axes.set(xlabel="time, ps", ylabel="density, g/cm³")
+    axes.legend()
+    note = f"{_run(mine)}, {PRESSURE:g} bar, first quarter left out; experiment {DENSITY} g/cm³"
+    checks = [Check("density", mine["density"], "g/cm³", note=note, figure=png(figure), error=mine["density_error"])]
+    if theirs:
+        value = 100 * abs(mine["density"] / theirs["density"] - 1)
+        errors = [x["density_error"] for x in (mine, theirs)]
+        error = None if None in errors else 100 * np.hypot(*errors) / theirs["density"]
+        note = f"from {teacher}, {theirs['density']:.4f} g/cm³ in {theirs['ps']:g} ps"
+        checks.append(Check("density, deviation", value, "%", 2.0, note, error=error))
+    return checks
+
+
+# ---- analysis ----------------------------------------------------------------------------------------------------------
+
+
+def rdf(positions, cells, a, b, r_max: float, exclude=None) -> tuple[np.ndarray, np.ndarray]:
+    """Radial distribution function: pairs found over pairs expected of an ideal gas in the same volume, so it tends to 1.
+
+    Args:
+        positions: [S, N, 3]. cells: [S, 3, 3].
+        a, b: indices of the two kinds of atoms, either the same or disjoint.
+        r_max: at most half of the smallest height of the cells, Angstrom.
+        exclude: [N], numbers of molecules: pairs inside of one do not count.
+
+    Returns:
+        centres of the bins in Angstrom, g.
+    """
+    edges = np.arange(0.0, r_max + 1e-9, BIN)
+    counted = np.asarray(a)[:, None] != np.asarray(b)[None, :]
+    if exclude is not None:
+        counted &= exclude[a][:, None] != exclude[b][None, :]
+    count, expected = np.zeros(len(edges) - 1), 0.0
+    for x, cell in zip(positions, cells):
+        fractional = (x[a][:, None] - x[b][None])[counted] @ np.linalg.inv(cell)
+        distances = np.linalg.norm((fractional - fractional.round()) @ cell, axis=1)
+        count += np.histogram(distances, edges)[0]
+        expected += counted.sum() / abs(np.linalg.det(cell))
+    shells = 4 / 3 * np.pi * np.diff(edges**3)
+    return (edges[1:] + edges[:-1]) / 2, count / (expected * shells)
+
+
+def peak(radii, g, window: tuple[float, float]) -> tuple[float, float]:
+    """Position and height of the highest peak in a window: the top of a parabola through 0.1 Angstrom on either side of the maximum."""
+    inside = np.flatnonzero((radii >= window[0]) & (radii <= window[1]))
+    if len(inside) < 5:
+        return float("nan"), float("nan")
+    top = inside[np.argmax(g[inside])]
+    near = slice(max(0, top - 5), top + 6)
+    c, b, a = np.polynomial.polynomial.polyfit(radii[near] - radii[top], g[near], 2)
+    if a >= 0 or abs(b / (2 * a)) > 0.1:
+        return float(radii[top]), float(g[top])
+    return float(radii[top] - b / (2 * a)), float(c - b**2 / (4 * a))
+
+
+def mean_square_displacement(positions: np.ndarray, every: float, centre: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Lags [L] and mean square displacement [L] of positions [S, N, 3] over all origins, for lags up to S / 2.
+
+    About the centre of all, or one given as [S, 1, 3]: a drift of the whole is no diffusion.
+    """
+    x = positions - (positions.mean(1, keepdims=True) if centre is None else centre)
+    lags = np.arange(len(x) // 2 + 1)
+    return lags * every, np.array([((x[k:] - x[: len(x) - k]) ** 2).sum(2).mean() for k in lags])
+
+
+def diffusion(positions: np.ndarray, every: float) -> tuple[float, float]:
+    """Diffusion coefficient, a sixth of the slope of the mean square displacement, and its standard error; in length^2 / time.
+
+    The slope is taken between a tenth and a quarter of the length, or 1 and 5 ps if that is less; the error is that of the mean
+    over eight groups of molecules.
+    """
+    centre = positions.mean(1, keepdims=True)
+
+    def slope(part: np.ndarray) -> float:
+        lag, msd = mean_square_displacement(part, every, centre)
+        length = len(part) * every
+        chosen = (lag >= min(1.0, 0.1 * length)) & (lag <= min(5.0, 0.25 * length))
+        return float(np.polyfit(lag[chosen], msd[chosen], 1)[0] / 6) if chosen.sum() > 1 else float("nan")
+
+    groups = [slope(positions[:, k]) for k in np.array_split(np.arange(positions.shape[1]), min(8, positions.shape[1]))]
+    return slope(positions), float(np.std(groups, ddof=1) / np.sqrt(len(groups)))
