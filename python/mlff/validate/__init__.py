@@ -1,7 +1,7 @@
 """``mlff validate``: what a model file gets right, measured through the engine that will run it.
 
 checks.py holds the general checks, on any structures. A suite adds the physics of one kind of matter: organics.py, water.py,
-crystal.py. What a suite asks of a potential (measure.py) is the same for a model and for its teacher, so reference data are the
+crystal.py. What a suite asks of a potential (measurement.py) is the same for a model and for its teacher, so reference data are the
 file that ``mlff reference`` writes; report.py makes the page.
 """
 
@@ -21,7 +21,7 @@ from ase.data import chemical_symbols
 from ..ase import MLFFCalculator
 from . import crystal, organics, water
 from .checks import CHECKS, Case, Check
-from .measure import CAUGHT, Job, Settings, TeacherCalculator, load, measure, one_line
+from .measurement import CAUGHT, Job, Settings, TeacherCalculator, load, measure, one_line
 from .report import Report, show
 
 __all__ = ["CHECKS", "SUITES", "Case", "Check", "Report", "Settings", "reference", "validate"]

@@ -20,7 +20,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
-from .measure import block_error, drift, thermalize
+from .measurement import block_error, drift, thermalize
 
 NVE_STEPS, NVE_TIMESTEP, NVE_TEMPERATURE = 1000, 0.5, 300.0  # fs, K
 
@@ -280,7 +280,8 @@ def close_contacts(case: Case) -> List[Check]:
         well.plot(far, np.clip(tail - tail[-1], None, 5), label=f"{a}-{b}")
     wall.set(xlabel="distance, Å", ylabel="energy of an isolated pair, eV", title="repulsive wall", yscale="symlog")
     well.set(xlabel="distance, Å", ylabel="energy, eV (5 at most)", title="dissociation")
-    wall.legend()
+    if wall.lines:
+        wall.legend()
     if checks:
         checks[0].figure = png(figure)
     return checks

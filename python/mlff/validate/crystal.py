@@ -22,7 +22,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from matplotlib.figure import Figure
 
 from .checks import Check, failed, png
-from .measure import TIMESTEP, Breakdown, Job, dynamics, thermalize
+from .measurement import TIMESTEP, Breakdown, Job, dynamics, thermalize
 
 CRYSTALS = {  # elements: formula, structure, lattice constant in Angstrom to start from
     "Mg O": ("MgO", "rocksalt", 4.21), "Ca O": ("CaO", "rocksalt", 4.81), "Na Cl": ("NaCl", "rocksalt", 5.64),

@@ -28,7 +28,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .checks import Check, failed, png
-from .measure import TIMESTEP, Breakdown, Job, dynamics, relax, thermalize
+from .measurement import TIMESTEP, Breakdown, Job, dynamics, relax, thermalize
 
 KCAL = units.kcal / units.mol
 CARBENES = ("CH2_s1A1d", "SiH2_s1A1d")  # closed shells on paper

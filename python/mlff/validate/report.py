@@ -12,7 +12,7 @@ from jinja2 import Environment
 
 from .. import __version__
 from .checks import Check
-from .measure import plain
+from .measurement import plain
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Report:
         checks: rows of the report.
         seconds: of the whole run.
         suite: name of the suite, or None.
-        settings: of its measurement (mlff.validate.measure.Settings).
+        settings: of its measurement (mlff.validate.measurement.Settings).
         reference: source of the reference data (provenance of the teacher), or None.
         measured: its numbers, by part.
     """

@@ -16,7 +16,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.md.md import MolecularDynamics
 from ase.md.velocitydistribution import Stationary
-from ase.optimize import FIRE
+from ase.optimize import BFGS, FIRE
 
 from .. import __version__
 
@@ -220,7 +220,7 @@ def relax(atoms: Atoms, job: Job, fmax: float = 0.005, steps: int = 500) -> Atom
     """A relaxed copy; its constraints stay. fmax in eV/Angstrom."""
     atoms = atoms.copy()
     atoms.calc = job.calculator
-    optimizer = FIRE(atoms, logfile=None)
+    optimizer = (FIRE if atoms.pbc.any() else BFGS)(atoms, logfile=None)  # BFGS needs less steps and a Hessian
     converged = optimizer.run(fmax=fmax, steps=steps)
     if not np.isfinite(atoms.positions).all() or np.abs(atoms.positions).max() > 1e3:
         raise Breakdown(f"the relaxation of {atoms.symbols} ran away")

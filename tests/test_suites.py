@@ -1,0 +1,457 @@
+"""The suites of mlff validate: each number against a case whose answer is known, and every suite end to end in its quick setting."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
+from ase.md.langevinbaoab import LangevinBAOAB
+from scipy.spatial.transform import Rotation
+
+from mlff import cli
+from mlff.export import export
+from mlff.train.teachers import load_teacher
+from mlff.validate import Settings, checks, crystal, measurement, organics, reference, validate, water
+from mlff.validate.measurement import Breakdown, Job, block_error, drift, dynamics, relax
+
+QUICK = Settings(quick=True)
+
+
+class Spring(Calculator):
+    """Harmonic bonds between the first atom and every other, of constant k eV/Angstrom^2 and length r0."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, k=20.0, r0=1.0):
+        super().__init__()
+        self.k, self.r0 = k, r0
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        bonds = self.atoms.positions[1:] - self.atoms.positions[0]
+        r = np.linalg.norm(bonds, axis=1)[:, None]
+        forces = -self.k * (r - self.r0) * bonds / r
+        self.results = {"energy": float(self.k / 2 * ((r - self.r0) ** 2).sum()), "forces": np.vstack([-forces.sum(0), forces])}
+
+
+class Broken(LennardJones):
+    """Forces that are not a number."""
+
+    def calculate(self, *arguments, **keywords):
+        super().calculate(*arguments, **keywords)
+        self.results["forces"] = self.results["forces"] * np.nan
+
+
+def argon():
+    return LennardJones(sigma=3.4, epsilon=0.0104, rc=13.6, ro=10.0, smooth=True)
+
+
+def job(calculator, *species, **keywords):
+    return Job(calculator, list(species), QUICK, **keywords)
+
+
+@pytest.fixture(autouse=True)
+def short_runs(monkeypatch):
+    monkeypatch.setattr(checks, "NVE_STEPS", 50)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return export("ethanol-water", tmp_path_factory.mktemp("student") / "model.pt", architectures=())
+
+
+# ---- measurement.py ----------------------------------------------------------------------------------------------------
+
+
+def test_the_error_of_a_drift_holds_the_slope():
+    rng, times = np.random.default_rng(0), np.linspace(0, 10, 5000)
+    inside = 0
+    for _ in range(50):  # noise that is correlated over 25 values, as an energy is
+        noise = np.convolve(rng.normal(size=len(times) + 24), np.ones(25) / 5, mode="valid")
+        slope, error = drift(times, 0.03 * times + noise)
+        inside += abs(slope - 0.03) < 2 * error
+    assert 40 <= inside <= 50 and error < 0.05
+
+
+def test_block_error_counts_correlated_values_once():
+    rng = np.random.default_rng(0)
+    series = [np.repeat(rng.normal(size=100), 50) for _ in range(40)]  # 100 independent values each: 0.1
+    assert np.mean([block_error(x) for x in series]) == pytest.approx(0.1, rel=0.2)
+    assert np.isnan(block_error(np.arange(5)))
+
+
+def test_an_interrupted_run_of_dynamics_gives_the_same_bits():
+    def run(state, stop=None):
+        def save(state):
+            kept.update(state)
+            if stop and int(state["run.done"]) >= stop:
+                raise KeyboardInterrupt
+
+        kept, atoms = {}, bulk("Cu", cubic=True)
+        here = job(EMT(), "Cu", state=dict(state), save=save)
+        if not state:
+            measurement.thermalize(atoms, 300, here.rng(0))
+        make = lambda a, rng: LangevinBAOAB(  # noqa: E731
+            a, 0.5 * units.fs, temperature_K=300, externalstress=0.0, hydrostatic=True, T_tau=50, P_tau=100, P_mass=1e3, rng=rng
+        )
+        try:
+            return dynamics(here, atoms, make, 1.0, 0.01, 300)
+        except KeyboardInterrupt:
+            return kept
+
+    whole, resumed = run({}), run(run({}, stop=900))
+    assert len(whole.times) == 100 and whole.times[-1] == 1.0
+    for name in ("positions", "cells", "temperatures", "energies"):
+        assert np.array_equal(getattr(whole, name), getattr(resumed, name)), name
+
+
+def test_an_explosion_and_a_runaway_relaxation_are_breakdowns():
+    atoms = bulk("Cu", cubic=True)
+    measurement.thermalize(atoms, 30000, np.random.default_rng(0))
+    with pytest.raises(Breakdown, match="K instead of 300 K"):
+        dynamics(job(EMT(), "Cu"), atoms, lambda a, rng: LangevinBAOAB(a, units.fs), 0.1, 0.01, 300)
+    with pytest.raises(Breakdown):
+        dynamics(job(Broken(), "Cu"), bulk("Cu", cubic=True), lambda a, rng: LangevinBAOAB(a, units.fs), 0.1, 0.01, 300)
+    with pytest.raises(Breakdown, match="left a force"):
+        relax(Atoms("H2", [[0, 0, 0], [0, 0, 3]]), job(Spring(), "H"), steps=1)
+
+
+def test_a_measurement_goes_on_with_the_part_it_was_in(tmp_path):
+    calls = []
+
+    def part(name, fail=False):
+        def run(here):
+            calls.append(name)
+            if fail:
+                raise KeyboardInterrupt
+            return {"value": np.float64(1.5), "array": np.array([1.0, np.nan])}
+
+        return run
+
+    path, source = tmp_path / "new" / "a.json", {"name": "EMT"}
+    with pytest.raises(KeyboardInterrupt):
+        measurement.measure({"a": part("a"), "b": part("b", fail=True)}, "water", job(EMT(), "H"), source, path)
+    data = measurement.measure({"a": part("a"), "b": part("b")}, "water", job(EMT(), "H"), source, path)
+    assert calls == ["a", "b", "b"] and data["parts"]["a"] == {"value": 1.5, "array": [1.0, None]}
+    assert json.loads(path.read_text()) == data == measurement.load(path, "water")
+    for changed in ({"source": {"name": "LJ"}}, {"species": ["O"]}):
+        here, new = job(EMT(), *changed.get("species", ["H"])), changed.get("source", source)
+        with pytest.raises(ValueError, match=f"expected a measurement with {next(iter(changed))}"):
+            measurement.measure({}, "water", here, new, path)
+    with pytest.raises(ValueError, match="holds a reference for the suite water, expected crystal"):
+        measurement.load(path, "crystal")
+
+
+# ---- water -------------------------------------------------------------------------------------------------------------
+
+
+def test_rdf_of_an_ideal_gas_is_one_and_of_a_lattice_its_shells():
+    rng, cell = np.random.default_rng(0), np.array([[10.0, 0, 0], [2, 9, 0], [0, -1, 9]])
+    positions = rng.random((40, 200, 3)) @ cell + rng.integers(-3, 4, (40, 200, 3)) @ cell  # any image will do
+    a, b = np.arange(100), np.arange(100, 200)
+    for first, second in ((a, b), (a, a)):
+        radii, g = water.rdf(positions, np.repeat(cell[None], 40, 0), first, second, 4.0)
+        shell = 4 * np.pi * radii**2
+        assert np.average(g, weights=shell) == pytest.approx(1, abs=0.01)
+        assert np.average(g[radii > 3], weights=shell[radii > 3]) == pytest.approx(1, abs=0.015)
+    fcc = bulk("Cu", a=4.0, cubic=True).repeat(3)
+    radii, g = water.rdf(fcc.positions[None], fcc.cell.array[None], np.arange(108), np.arange(108), 6.0)
+    neighbours = (g * 4 * np.pi * radii**2 * water.BIN)[radii < 3.4].sum() * 107 / fcc.get_volume()
+    assert neighbours == pytest.approx(12, rel=1e-3)
+    position, _ = water.peak(radii, g, (2.5, 3.2))
+    assert position == pytest.approx(4 / np.sqrt(2), abs=water.BIN)
+
+
+def test_pairs_of_one_molecule_are_left_out():
+    box = water.box(2, np.random.default_rng(0))
+    o, h = np.flatnonzero(box.numbers == 8), np.flatnonzero(box.numbers == 1)
+    for exclude, found in ((None, True), (np.arange(24) // 3, False)):
+        radii, g = water.rdf(box.positions[None], box.cell.array[None], o, h, 3.0, exclude)
+        assert (g[radii < 1.1].sum() > 0) == found
+
+
+def test_peak_of_a_smooth_curve():
+    radii = np.arange(0.01, 6, 0.02)
+    g = 1 + 1.6 * np.exp(-(((radii - 2.793) / 0.15) ** 2))
+    position, height = water.peak(radii, g, (2.4, 3.3))
+    assert position == pytest.approx(2.793, abs=2e-3) and height == pytest.approx(2.6, abs=0.05)
+
+
+def test_diffusion_of_a_random_walk():
+    rng, every, d = np.random.default_rng(1), 0.02, 0.25
+    positions = np.cumsum(rng.normal(0, np.sqrt(2 * d * every), (800, 125, 3)), axis=0)
+    drifting = positions + np.linspace(0, 50, 800)[:, None, None]  # of the whole, which is no diffusion
+    for x in (positions, drifting):
+        value, error = water.diffusion(x, every)
+        assert abs(value - d * 124 / 125) < 3 * error and error < 0.05
+    msd = water.mean_square_displacement(positions, np.array([0, 10]))
+    assert msd[0] == 0 and msd[1] == pytest.approx(6 * d * 10 * every, rel=0.05)
+
+
+def test_correction_for_the_size_of_the_box():
+    # Yeh and Hummer (2004), table: about 0.07 Angstrom^2/ps for water in a box of 12.4 Angstrom
+    result = {"diffusion": 0.2, "edge": 12.42}
+    assert water.corrected(result) - 0.2 == pytest.approx(0.0588, abs=0.001)
+    assert water.corrected({"diffusion": None, "edge": 12.0}) is None
+
+
+def test_water_box():
+    box = water.box(4, np.random.default_rng(0))
+    assert len(box) == 192 and water.density(box.get_masses(), box.cell.array[None])[0] == pytest.approx(water.DENSITY)
+    assert box.cell[0, 0] == pytest.approx(12.42, abs=0.02)
+    assert box.get_distances(0, [1, 2], mic=True) == pytest.approx([0.9686, 0.9686], abs=1e-3)
+
+
+# ---- crystal -----------------------------------------------------------------------------------------------------------
+
+
+def test_argon_obeys_the_relations_of_a_pair_potential():
+    here = job(argon(), "Ar")
+    lattice, c = crystal.lattice(here), crystal.elasticity(here)
+    assert lattice["a0"] == pytest.approx(1.5427 * 3.4, rel=2e-3)  # fcc Lennard-Jones at zero pressure
+    assert lattice["b"] == pytest.approx(75.2 * 0.0104 / 3.4**3 / units.GPa, rel=0.02)
+    assert c["c12"] == pytest.approx(c["c44"], rel=1e-3)  # Cauchy
+    assert (c["c11"] + 2 * c["c12"]) / 3 == pytest.approx(lattice["b"], rel=0.01)
+    assert c["deviation"] < 1e-6
+
+
+def test_copper_of_emt():
+    here = job(EMT(), "Cu")
+    c = crystal.elasticity(here)
+    assert [c["c11"], c["c12"], c["c44"]] == pytest.approx([173, 116, 90], abs=1.5)  # GPa, ase's documentation of EMT
+    bands = crystal.phonons(here)
+    top, labels = np.array(bands["bands"]).max(), bands["labels"]
+    assert labels[0] == "G" and np.abs(bands["bands"][0]).max() < 0.05 and top == pytest.approx(8.14, abs=0.1)  # THz
+    total = np.trapezoid(bands["dos"], bands["dos_frequencies"])
+    assert total == pytest.approx(3, rel=0.05)  # three branches
+
+
+def test_a_crystal_that_wants_another_lattice_is_followed_or_refused():
+    here = job(argon(), "Ar", crystal=bulk("Ar", "fcc", a=5.6))
+    assert crystal.lattice(here)["a0"] == pytest.approx(1.5427 * 3.4, rel=2e-3)
+    with pytest.raises(Breakdown, match="no minimum of the energy"):
+        crystal.lattice(job(argon(), "Ar", crystal=bulk("Ar", "fcc", a=12.0)))
+
+
+@pytest.mark.parametrize("kind, a", [("fcc", 4.0), ("bcc", 3.2), ("sc", 2.5)])
+def test_lattice_constant_of_primitive_and_conventional_cells(kind, a):
+    assert crystal.lattice_constant(bulk("Cu", kind, a=a)) == pytest.approx(a)
+    assert crystal.lattice_constant(bulk("Cu", kind, a=a, cubic=True)) == pytest.approx(a)
+
+
+def test_cells():
+    assert crystal.unit_cell(["O", "Mg"]).get_chemical_formula() == "MgO"
+    with pytest.raises(ValueError, match="no cubic crystal of the elements H C O; give one: --cell"):
+        crystal.unit_cell(["H", "C", "O"])
+    with pytest.raises(ValueError, match="cubic"):
+        crystal.unit_cell(["Zn"], bulk("Zn"))
+    with pytest.raises(ValueError, match="periodic"):
+        crystal.unit_cell(["Cu"], Atoms("Cu"))
+
+
+# ---- organics ----------------------------------------------------------------------------------------------------------
+
+
+def test_frequency_of_a_spring():
+    atoms = Atoms("OH", [[0, 0, 0], [0.6, 0, 0.8]])
+    found = organics.frequencies(atoms, job(Spring(k=45.0), "O", "H"))
+    reduced = np.prod(atoms.get_masses()) / atoms.get_masses().sum()
+    expected = np.sqrt(45.0 * units._e / 1e-20 / (reduced * units._amu)) / (2 * np.pi * units._c * 100)
+    assert len(found) == 1 and found[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_modes_of_a_bent_molecule_and_imaginary_ones():
+    water = molecule("H2O")
+    found = organics.frequencies(water, job(Spring(k=45.0, r0=water.get_distance(0, 1)), "O", "H"))
+    assert len(found) == 3 and abs(found[0]) < 30 and found[1] > 3000  # no force against bending
+    squeezed = organics.frequencies(water, job(Spring(k=45.0, r0=2.0), "O", "H"))
+    assert squeezed[0] < -100
+
+
+def test_atoms_beyond_a_bond():
+    ethanol = organics.conformer_structures()["ethanol"][0]
+    assert ethanol.info["torsion"].tolist() == [0, 1, 2, 8]
+    assert organics.beyond_bond(ethanol, 1, 2) == [2, 8]
+    with pytest.raises(ValueError, match="ring"):
+        organics.beyond_bond(molecule("C6H6"), 0, 1)
+
+
+def test_structures_are_what_they_should_be():
+    molecules, g2 = organics.conformer_structures(), organics.g2_molecules()
+    assert {s for frames in molecules.values() for atoms in frames for s in atoms.symbols} == set("H C N O F S Cl P Br".split())
+    assert len(molecules) == 24 and "CH3" not in g2 and "O2" not in g2 and "H" not in g2 and "C6H6" in g2
+    for name, frames in molecules.items():
+        assert len({str(atoms.symbols) for atoms in frames}) == 1
+        for a, b in zip(frames, frames[1:]):
+            assert organics.rmsd(a.positions, b.positions, a.numbers) > 0.2, name
+
+
+def test_rmsd_is_blind_to_motions_of_the_whole():
+    atoms = molecule("CH3CH2OH")
+    moved = atoms.positions @ Rotation.random(random_state=0).as_matrix().T + 3
+    assert organics.rmsd(atoms.positions, moved, atoms.numbers) < 1e-6
+    stretched = 1.1 * atoms.positions
+    assert organics.rmsd(atoms.positions, stretched, atoms.numbers) > 0.1
+
+
+def test_interactions_are_those_of_the_complex_minus_its_parts():
+    lj = LennardJones(sigma=2.0, epsilon=0.01, rc=30.0)
+    found = organics.interactions(Job(lj, ["H", "O"], QUICK))["Water_dimer"]["energies"]
+    assert len(found) == 5 and found[1] < found[3] < found[4] < 0  # attraction that fades
+    assert abs(found[4]) < 0.01
+
+
+# ---- comparison --------------------------------------------------------------------------------------------------------
+
+
+def by_name(rows):
+    return {check.name: check for check in rows}
+
+
+def test_deviations_are_judged_by_the_bars():
+    mine = {"formula": "Cu", "volumes": [1, 2], "energies": [0, 1], "e0": 0.0, "a0": 4.02, "b": 109.0}
+    theirs = {**mine, "a0": 4.0, "b": 100.0}
+    elastic = {"c11": 170.0, "c12": 110.0, "c44": -1.0, "deviation": 0.0}
+    rest = {"phonons": {"error": "no"}, "stability": {"error": "lost"}}
+    rows = by_name(crystal.compare({"lattice": mine, "elasticity": elastic, **rest}, {"lattice": theirs, "elasticity": elastic}, "EMT"))
+    assert rows["lattice constant, deviation"].value == pytest.approx(0.5) and not rows["lattice constant, deviation"].passed
+    assert rows["bulk modulus, deviation"].value == pytest.approx(9.0) and not rows["bulk modulus, deviation"].passed
+    assert rows["elastic stability"].passed is False and rows["bulk modulus, two ways"].passed is False
+    assert rows["phonons"].passed is False and "lost" in rows["stability"].note
+
+
+def test_conformers_are_compared_about_their_mean_and_other_minima_are_named():
+    frames = organics.conformer_structures()["butane"]
+    positions = [atoms.positions.tolist() for atoms in frames]
+    energies = np.array([0.0, 1.0, 2.0]) * organics.KCAL
+    theirs = {"butane": {"energies": (energies + 7).tolist(), "positions": positions}}
+    mine = {"butane": {"energies": (energies * 2).tolist(), "positions": [positions[1], positions[1], positions[2]]}}
+    rows = by_name(organics._conformers(mine, theirs, "T"))
+    assert rows["relative conformer energy, MAE"].value == pytest.approx(2 / 3) and not rows["relative conformer energy, MAE"].passed
+    assert "1 of 3 differ" in rows["geometry of minima"].note
+    mine["pentane"] = {"error": "ran away"}
+    check = organics._conformers(mine, theirs, "T")[0]
+    assert check.value == 1 and check.passed is False and "pentane: ran away" in check.note
+
+
+def test_water_deviations():
+    peaks = {pair: {"position": 2.8, "height": 2.5, "errors": [0.001, 0.01]} for pair in water.PAIRS}
+    liquid = {
+        "molecules": 64, "ps": 10.0, "temperature": 300.0, "edge": 12.42, "longest_bond": 1.2, "radii": [1.0, 5.0], "peaks": peaks,
+        "rdf": {pair: [0.0, 1.0] for pair in water.PAIRS}, "lag": [0.0, 1.0], "msd": [0.0, 1.5], "diffusion": 0.2, "diffusion_error": 0.02,
+    }  # fmt: skip
+    pressure = {"molecules": 64, "ps": 10.0, "temperature": 300.0, "density": 1.0, "density_error": 0.01, "times": [0, 1], "series": [1, 1]}
+    other = json.loads(json.dumps(liquid))
+    other["peaks"]["O-O"].update(position=2.77, height=2.4)
+    rows = by_name(water.compare({"liquid": liquid, "pressure": pressure}, {"liquid": other, "pressure": {**pressure, "density": 0.97}}, "T"))
+    assert rows["O-O peak, position, deviation"].value == pytest.approx(0.03) and not rows["O-O peak, position, deviation"].passed
+    assert rows["O-O peak, height, deviation"].value == pytest.approx(4.1667, abs=1e-3) and rows["O-O peak, height, deviation"].passed
+    assert rows["density, deviation"].passed is False and rows["density, deviation"].value == pytest.approx(3.09, abs=0.01)
+    assert rows["O-H peak, position, deviation"].passed is None  # no bar
+
+
+# ---- end to end --------------------------------------------------------------------------------------------------------
+
+
+def test_crystal_beside_a_teacher(tmp_path):
+    teacher = load_teacher("ase.calculators.emt:EMT")
+    report = validate(EMT(), report=tmp_path / "r.html", suite="crystal", teacher=teacher, settings=quick_copper(tmp_path))
+    assert report.passed, [check for check in report.checks if check.passed is False]
+    rows, page = by_name(report.checks), (tmp_path / "r.html").read_text()
+    assert rows["forces, MAE"].value < 1e-2 and rows["phonon frequencies, MAE"].value < 1e-6
+    assert page.count("data:image/png;base64,") == sum(check.figure is not None for check in report.checks) >= 8
+    assert "http" not in page and "src=" not in page.replace('src="data:', "") and "<link" not in page
+    for text in ("Born", "GPa", "meV/Å", "against EMT", "A quick run"):
+        assert text in page, text
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert data["measured"]["lattice"]["a0"] == pytest.approx(3.59, abs=0.01) and data["reference"]["name"] == "EMT"
+    assert (tmp_path / "emt-crystal.json").is_file() and not list(tmp_path.glob("*.partial*"))
+
+
+def quick_copper(folder):
+    bulk("Cu", a=3.6).write(folder / "cu.xyz", format="extxyz")
+    return Settings(quick=True, cell=str(folder / "cu.xyz"))
+
+
+@pytest.mark.slow
+def test_organics_and_water_of_the_shipped_student(student, tmp_path):
+    for suite, least in (("organics", 20), ("water", 15)):
+        report = validate(student, report=tmp_path / f"{suite}.html", suite=suite, settings=QUICK)
+        assert len(report.checks) > least and report.suite == suite
+        bad = {check.name for check in report.checks if check.passed is False}
+        assert bad <= {"close contact H-H"}, bad
+    again = validate(student, suite="water", settings=QUICK)
+    assert again.measured == report.measured  # deterministic
+    assert [(c.name, c.value, c.note) for c in again.checks] == [(c.name, c.value, c.note) for c in report.checks]
+
+
+@pytest.mark.parametrize("suite", ["organics", "water", "crystal"])
+def test_a_model_that_breaks_down_gets_a_report_that_says_so(suite, tmp_path):
+    cell = quick_copper(tmp_path).cell if suite == "crystal" else None
+    report = validate(Broken(), report=tmp_path / "r.html", suite=suite, settings=Settings(quick=True, cell=cell))
+    page = (tmp_path / "r.html").read_text()
+    assert not report.passed and "<h1>Failed" in page and "What failed" in page
+    sections = {check.section for check in report.checks if check.passed is False}
+    assert len(sections) >= 3, sections
+    json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)  # no NaN
+
+
+def test_bad_input(student, tmp_path):
+    emt = load_teacher("ase.calculators.emt:EMT")
+    with pytest.raises(ValueError, match="no cubic crystal of the elements H C O"):
+        validate(student, suite="crystal", settings=QUICK)
+    with pytest.raises(ValueError, match="suite organics needs the elements C H, known are Cu"):
+        reference(SimpleNamespace(elements={29}, periodic=True, provenance={"name": "T"}), "organics", tmp_path / "a.json")
+    with pytest.raises(ValueError, match="takes no periodic cells, the suite water"):
+        reference(SimpleNamespace(elements={1, 8}, periodic=False, provenance={"name": "T"}), "water", tmp_path / "a.json")
+    with pytest.raises(ValueError, match="unknown suite 'metal'"):
+        validate(student, suite="metal")
+    with pytest.raises(ValueError, match="neither"):
+        validate(student)
+    with pytest.raises(ValueError, match="belong to a suite"):
+        validate(student, [molecule("H2O")], teacher=emt)
+    with pytest.raises(ValueError, match="cell belongs to the suite crystal"):
+        validate(student, suite="water", settings=Settings(cell="x.cif"))
+    (tmp_path / "text.json").write_text("no json")
+    with pytest.raises(ValueError, match="text.json is no JSON file"):
+        validate(student, suite="water", reference_file=tmp_path / "text.json", settings=QUICK)
+    with pytest.raises(FileNotFoundError):
+        validate(student, suite="water", reference_file=tmp_path / "none.json", settings=QUICK)
+
+
+def test_a_reference_must_fit(student, tmp_path):
+    path, head = tmp_path / "ref.json", {"format": measurement.FORMAT, "suite": "water", "source": {"name": "T"}, "species": ["H", "O"]}
+    settings = {"quick": False, "seed": 0, "ps": None, "cell": None}
+    for changed, match in (
+        ({"suite": "organics"}, "suite organics, expected water"),
+        ({"settings": settings}, "made with quick False, the model is asked with quick True"),
+        ({"settings": {**settings, "quick": True, "ps": 3.0}}, "not finished, labels liquid pressure is missing"),
+    ):
+        path.write_text(json.dumps({**head, "settings": settings, "parts": {}, **changed}))
+        with pytest.raises(ValueError, match=match):
+            validate(student, suite="water", reference_file=path, settings=QUICK)
+
+
+def test_commands(student, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bulk("Cu", a=3.6).write("cu.xyz", format="extxyz")
+    options = ["--suite", "crystal", "--quick", "--cell", "cu.xyz", "--device", "cpu"]
+    assert cli.main(["reference", "ase.calculators.emt:EMT", *options, "-o", "cu.json"]) == 0
+    assert "labels" in json.loads((tmp_path / "cu.json").read_text())["parts"]
+    for arguments, message in (
+        (["validate", str(student), *options], "not Cu"),
+        (["validate", str(student), "--suite", "water", "--teacher", "nobody"], "unknown teacher 'nobody'"),
+        (["validate", str(student), "--suite", "water", "--reference", "cu.json"], "suite crystal, expected water"),
+        (["validate", str(student), "--suite", "crystal", "--cell", "none.cif"], "none.cif: no such file"),
+        (["validate", str(student)], "neither"),
+    ):
+        assert cli.main(arguments) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["validate", str(student), "--suite", "water", "--ps", "-1"])
+    assert "-1" in capsys.readouterr().err
