@@ -1,4 +1,4 @@
-"""The suites of mlff validate: each number against a case whose answer is known, and every suite end to end in its quick setting."""
+"""The suites of mlff validate: each number against a case with a known answer, and every suite end to end in its quick setting."""
 
 import json
 from types import SimpleNamespace
@@ -318,7 +318,9 @@ def test_deviations_are_judged_by_the_bars():
     theirs = {**mine, "a0": 4.0, "b": 100.0}
     elastic = {"c11": 170.0, "c12": 110.0, "c44": -1.0, "deviation": 0.0}
     rest = {"phonons": {"error": "no"}, "stability": {"error": "lost"}}
-    rows = by_name(crystal.compare({"lattice": mine, "elasticity": elastic, **rest}, {"lattice": theirs, "elasticity": elastic}, "EMT"))
+    rows = by_name(
+        crystal.compare({"lattice": mine, "elasticity": elastic, **rest}, {"lattice": theirs, "elasticity": elastic}, "EMT")
+    )
     assert rows["lattice constant, deviation"].value == pytest.approx(0.5) and not rows["lattice constant, deviation"].passed
     assert rows["bulk modulus, deviation"].value == pytest.approx(9.0) and not rows["bulk modulus, deviation"].passed
     assert rows["elastic stability"].passed is False and rows["bulk modulus, two ways"].passed is False
@@ -332,7 +334,9 @@ def test_conformers_are_compared_about_their_mean_and_other_minima_are_named():
     theirs = {"butane": {"energies": (energies + 7).tolist(), "positions": positions}}
     mine = {"butane": {"energies": (energies * 2).tolist(), "positions": [positions[1], positions[1], positions[2]]}}
     rows = by_name(organics._conformers(mine, theirs, "T"))
-    assert rows["relative conformer energy, MAE"].value == pytest.approx(2 / 3) and not rows["relative conformer energy, MAE"].passed
+    assert (
+        rows["relative conformer energy, MAE"].value == pytest.approx(2 / 3) and not rows["relative conformer energy, MAE"].passed
+    )
     assert "1 of 3 differ" in rows["geometry of minima"].note
     mine["pentane"] = {"error": "ran away"}
     check = organics._conformers(mine, theirs, "T")[0]
@@ -343,14 +347,27 @@ def test_water_deviations():
     peaks = {pair: {"position": 2.8, "height": 2.5, "errors": [0.001, 0.01]} for pair in water.PAIRS}
     liquid = {
         "molecules": 64, "ps": 10.0, "temperature": 300.0, "edge": 12.42, "longest_bond": 1.2, "radii": [1.0, 5.0], "peaks": peaks,
-        "rdf": {pair: [0.0, 1.0] for pair in water.PAIRS}, "lag": [0.0, 1.0], "msd": [0.0, 1.5], "diffusion": 0.2, "diffusion_error": 0.02,
+        "rdf": {pair: [0.0, 1.0] for pair in water.PAIRS}, "lag": [0.0, 1.0], "msd": [0.0, 1.5], "diffusion": 0.2,
+        "diffusion_error": 0.02,
     }  # fmt: skip
-    pressure = {"molecules": 64, "ps": 10.0, "temperature": 300.0, "density": 1.0, "density_error": 0.01, "times": [0, 1], "series": [1, 1]}
+    pressure = {
+        "molecules": 64,
+        "ps": 10.0,
+        "temperature": 300.0,
+        "density": 1.0,
+        "density_error": 0.01,
+        "times": [0, 1],
+        "series": [1, 1],
+    }
     other = json.loads(json.dumps(liquid))
     other["peaks"]["O-O"].update(position=2.77, height=2.4)
-    rows = by_name(water.compare({"liquid": liquid, "pressure": pressure}, {"liquid": other, "pressure": {**pressure, "density": 0.97}}, "T"))
+    rows = by_name(
+        water.compare({"liquid": liquid, "pressure": pressure}, {"liquid": other, "pressure": {**pressure, "density": 0.97}}, "T")
+    )
     assert rows["O-O peak, position, deviation"].value == pytest.approx(0.03) and not rows["O-O peak, position, deviation"].passed
-    assert rows["O-O peak, height, deviation"].value == pytest.approx(4.1667, abs=1e-3) and rows["O-O peak, height, deviation"].passed
+    assert (
+        rows["O-O peak, height, deviation"].value == pytest.approx(4.1667, abs=1e-3) and rows["O-O peak, height, deviation"].passed
+    )
     assert rows["density, deviation"].passed is False and rows["density, deviation"].value == pytest.approx(3.09, abs=0.01)
     assert rows["O-H peak, position, deviation"].passed is None  # no bar
 
@@ -425,7 +442,10 @@ def test_bad_input(student, tmp_path):
 
 
 def test_a_reference_must_fit(student, tmp_path):
-    path, head = tmp_path / "ref.json", {"format": measurement.FORMAT, "suite": "water", "source": {"name": "T"}, "species": ["H", "O"]}
+    path, head = (
+        tmp_path / "ref.json",
+        {"format": measurement.FORMAT, "suite": "water", "source": {"name": "T"}, "species": ["H", "O"]},
+    )
     settings = {"quick": False, "seed": 0, "ps": None, "cell": None}
     for changed, match in (
         ({"suite": "organics"}, "suite organics, expected water"),

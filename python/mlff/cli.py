@@ -39,15 +39,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command = commands.add_parser("validate", help="compare a model with labelled structures, and with its teacher")
     command.add_argument("model", type=Path, help="model file")
     command.add_argument(
-        "structures", type=Path, nargs="?", help="structures with energies and forces, any format that ASE reads (default: those of the suite)"
+        "structures", type=Path, nargs="?", help="structures with energies and forces, any format of ASE (default: those of the suite)"
     )
     command.add_argument("--suite", choices=SUITES, help="also the physics of molecules, of liquid water, of a cubic crystal")
     command.add_argument("--teacher", help="compare with this teacher, which is measured first (names as in mlff label)")
     command.add_argument("--options", type=_options, default={}, help="keyword arguments of the teacher, as JSON")
     command.add_argument(
-        "--reference", type=Path, help="file of mlff reference to compare with, or to write with --teacher (default: beside the report)"
+        "--reference", type=Path, help="file of mlff reference, to compare with or with --teacher to write (default: beside the report)"
     )
-    command.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N", of the model and of the teacher (default: cpu)')
+    command.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N", of model and teacher (default: cpu)')
     _suite_settings(command)
     command.add_argument("--report", type=Path, help="HTML page to write, with its numbers as JSON beside it")
     command.set_defaults(run=_validate)
@@ -137,7 +137,7 @@ def _run(parser: argparse.ArgumentParser, arguments: Optional[List[str]]) -> int
 def _suite_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quick", action="store_true", help="smallest sizes, seconds: shows that all runs, not how good it is")
     command.add_argument("--seed", type=int, default=0, help="of velocities, thermostats and displacements (default: %(default)s)")
-    command.add_argument("--ps", type=_positive, help="length of each production run of dynamics (default: 2 organics, 20 water, 5 crystal)")
+    command.add_argument("--ps", type=_positive, help="length of each run of dynamics (default: organics 2, water 20, crystal 5)")
     command.add_argument("--cell", type=Path, help="unit cell of a cubic crystal (default: that of the elements)")
 
 

@@ -183,9 +183,13 @@ def _check_reference(theirs: Optional[dict], job: Job, suite: str, path) -> None
     different = [key for key, value in theirs["settings"].items() if mine[key] != value]
     if different:
         key = different[0]
-        raise ValueError(f"{path}: the reference was made with {key} {theirs['settings'][key]}, the model is asked with {key} {mine[key]}")
+        raise ValueError(
+            f"{path}: the reference was made with {key} {theirs['settings'][key]}, the model is asked with {key} {mine[key]}"
+        )
     if suite == "crystal" and theirs["species"] != job.species:
-        raise ValueError(f"{path}: the reference is a crystal of {' '.join(theirs['species'])}, the model is asked for {' '.join(job.species)}")
+        raise ValueError(
+            f"{path}: the reference is a crystal of {' '.join(theirs['species'])}, the model is asked for {' '.join(job.species)}"
+        )
     missing = [part for part in ("labels", *SUITES[suite].PARTS) if part not in theirs["parts"]]
     if missing:
         raise ValueError(f"{path}: the reference is not finished, {' '.join(missing)} is missing; go on with mlff reference")
@@ -243,5 +247,11 @@ def _labels(samples: dict[str, Atoms], job: Job) -> dict:
 def _progress(console):
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, transient=True)

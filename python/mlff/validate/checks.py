@@ -144,7 +144,9 @@ def errors(case: Case) -> List[Check]:
             figure = _parity(label, model, "force components, meV/Å", groups=np.repeat(kinds, 3))
             for kind, rows in sorted(_groups(kinds).items()):
                 note = f"{3 * len(rows)} components"
-                checks += _errors(f"forces, kind {kind or 'without a name'}", label[rows], model[rows], "meV/Å", note, figure, r2=True)
+                checks += _errors(
+                    f"forces, kind {kind or 'without a name'}", label[rows], model[rows], "meV/Å", note, figure, r2=True
+                )
                 figure = None
     if stress:
         label, model = np.stack(stress, axis=1) / units.GPa
@@ -215,7 +217,7 @@ def cutoff(case: Case) -> List[Check]:
         return []  # a stand-in, such as a teacher
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes, right = figure.subplots(1, 2)
-    distances = np.linspace(rc - 1.0, rc + 0.2, 61)
+    distances = np.linspace(rc - 1.0, rc + 0.2, 241)
     for a, b in _pairs(case):
         worst = max(worst, abs(_pair_curve(case, a, b, [rc - inside])[1][0]))
         axes.plot(distances, _pair_curve(case, a, b, distances)[1], label=f"{a}-{b}")
@@ -317,7 +319,7 @@ def _nve(case: Case, atoms: Atoms) -> List[Check]:
     right.plot(times, kelvin, lw=0.8)
     right.set(xlabel="time, ps", ylabel="temperature, K")
     run = f"{NVE_STEPS} steps of {NVE_TIMESTEP} fs from {NVE_TEMPERATURE:.0f} K, {atoms.get_chemical_formula()}"
-    note = f"slope of the total energy, {run}; 1 meV/atom/ns, the aim for long runs, is 0.001 here, below what a run this short can tell"
+    note = f"slope of the total energy, {run}; 1 meV/atom/ns, the aim for long runs (0.001 here), is for longer"
     return [
         Check("energy drift", abs(slope), "meV/atom/ps", 1.0, note, png(figure), error=error),
         Check("energy fluctuation", energies.std(), "meV/atom", note="standard deviation in the same run"),
@@ -340,8 +342,8 @@ def _nvt(case: Case, atoms: Atoms) -> List[Check]:
     error = block_error(settled)
     limit = 0.05 * NVE_TEMPERATURE + 4 * (error if np.isfinite(error) else 0.0)
     note = (
-        f"deviation of the mean from {NVE_TEMPERATURE:.0f} K in {NVE_STEPS} steps of {NVE_TIMESTEP} fs, the first quarter left out, "
-        f"{atoms.get_chemical_formula()}, Langevin thermostat; the limit is 5 % and four standard errors"
+        f"deviation of the mean from {NVE_TEMPERATURE:.0f} K in {NVE_STEPS} steps of {NVE_TIMESTEP} fs, "
+        f"the first quarter left out, {atoms.get_chemical_formula()}, Langevin thermostat; the limit is 5 % and four standard errors"
     )
     return [Check(name, abs(settled.mean() - NVE_TEMPERATURE), "K", limit, note, error=error)]
 

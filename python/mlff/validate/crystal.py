@@ -26,7 +26,8 @@ from .measurement import TIMESTEP, Breakdown, Job, dynamics, thermalize
 
 CRYSTALS = {  # elements: formula, structure, lattice constant in Angstrom to start from
     "Mg O": ("MgO", "rocksalt", 4.21), "Ca O": ("CaO", "rocksalt", 4.81), "Na Cl": ("NaCl", "rocksalt", 5.64),
-    "Li F": ("LiF", "rocksalt", 4.03), "K Cl": ("KCl", "rocksalt", 6.29), "Si": ("Si", "diamond", 5.43), "C": ("C", "diamond", 3.57),
+    "Li F": ("LiF", "rocksalt", 4.03), "K Cl": ("KCl", "rocksalt", 6.29), "Si": ("Si", "diamond", 5.43),
+    "C": ("C", "diamond", 3.57),
     "Ge": ("Ge", "diamond", 5.66), "Si C": ("SiC", "zincblende", 4.36), "Ga As": ("GaAs", "zincblende", 5.65),
     "Al": ("Al", "fcc", 4.05), "Cu": ("Cu", "fcc", 3.61), "Ni": ("Ni", "fcc", 3.52), "Ag": ("Ag", "fcc", 4.09),
     "Au": ("Au", "fcc", 4.08), "Pt": ("Pt", "fcc", 3.92), "Pd": ("Pd", "fcc", 3.89), "Ar": ("Ar", "fcc", 5.26),
@@ -59,7 +60,7 @@ def unit_cell(species: list[str], given: Atoms | None = None) -> Atoms:
         if set(elements.split()) == set(species):
             return bulk(name, structure, a=a)
     raise ValueError(
-        f"the suite crystal has no cubic crystal of the elements {' '.join(species)}; give one: --cell FILE (any format that ASE reads)"
+        f"the suite crystal has no cubic crystal of the elements {' '.join(species)}; give one: --cell FILE, any format of ASE"
     )
 
 
@@ -225,7 +226,8 @@ def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
     """Rows of the report. ``mine`` and ``theirs`` are the parts of measurements."""
     checks: list[Check] = []
     for function, title in (
-        (_lattice, "Equation of state"), (_elasticity, "Elastic constants"), (_phonons, "Phonons"), (_stability, "Stability at 300 K"),
+        (_lattice, "Equation of state"), (_elasticity, "Elastic constants"), (_phonons, "Phonons"),
+        (_stability, "Stability at 300 K"),
     ):  # fmt: skip
         part = function.__name__[1:]
         if "error" in mine[part]:
@@ -244,7 +246,9 @@ def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
     return checks
 
 
-def _against(name: str, mine: float, theirs: float | None, unit: str, teacher: str, limit: float | None, figure=None) -> list[Check]:
+def _against(
+    name: str, mine: float, theirs: float | None, unit: str, teacher: str, limit: float | None, figure=None
+) -> list[Check]:
     """A number, and its deviation from the teacher's in percent."""
     if theirs is None:
         return [Check(name, mine, unit, note="no reference to compare with", figure=figure)]
@@ -262,7 +266,11 @@ def _lattice(mine, theirs, teacher):
         if result:
             v, e = np.array(result["volumes"]), np.array(result["energies"])
             axes.plot(v, (e - result["e0"]) * 1000, style, ms=4, label=name)
-    axes.set(xlabel="volume, Å³/atom", ylabel="energy above the minimum, meV/atom", title=f"{mine['formula']}, 9 volumes, Birch-Murnaghan")
+    axes.set(
+        xlabel="volume, Å³/atom",
+        ylabel="energy above the minimum, meV/atom",
+        title=f"{mine['formula']}, 9 volumes, Birch-Murnaghan",
+    )
     axes.legend()
     a, b = (theirs[key] if theirs else None for key in ("a0", "b"))
     checks = _against("lattice constant", mine["a0"], a, "Å", teacher, LATTICE_LIMIT, png(figure))
@@ -274,9 +282,14 @@ def _elasticity(mine, theirs, teacher):
     for key in ("c11", "c12", "c44"):
         checks += _against(key.upper(), mine[key], theirs[key] if theirs else None, "GPa", teacher, None)
     c11, c12, c44 = mine["c11"], mine["c12"], mine["c44"]
-    value, note = -min(c11 - c12, c11 + 2 * c12, c44), "minus the least of C11 - C12, C11 + 2 C12 and C44; negative: mechanically stable (Born)"
+    value, note = (
+        -min(c11 - c12, c11 + 2 * c12, c44),
+        "minus the least of C11 - C12, C11 + 2 C12 and C44; negative: mechanically stable (Born)",
+    )
     checks.append(Check("elastic stability", value, "GPa", 0.0, note))
-    checks.append(Check("deviation from cubic", mine["deviation"], "GPa", 0.02 * abs(c11), "among the three axes; the limit is 2 % of C11"))
+    checks.append(
+        Check("deviation from cubic", mine["deviation"], "GPa", 0.02 * abs(c11), "among the three axes; the limit is 2 % of C11")
+    )
     return checks
 
 
@@ -297,7 +310,9 @@ def _phonons(mine, theirs, teacher):
     axes.legend()
     size = "×".join(map(str, mine["supercell"]))
     bands = np.array(mine["bands"])
-    note = f"minus the lowest frequency on the path; supercell {size} of the primitive cell, displacements of 0.01 Å; no splitting of LO and TO"
+    note = (
+        f"minus the lowest on the path; supercell {size} of the primitive cell, displacements of 0.01 Å; no splitting of LO and TO"
+    )
     checks = [Check("imaginary phonons", -bands.min(), "THz", 0.1, note, png(figure))]
     if theirs:
         other = np.array(theirs["bands"])
@@ -307,13 +322,16 @@ def _phonons(mine, theirs, teacher):
             note = f"against {teacher}, {other.max():.4g} THz"
             checks.append(Check("highest phonon, deviation", abs(bands.max() - other.max()), "THz", note=note))
         else:
-            checks.append(failed("phonon frequencies, MAE", f"the reference has {other.shape[1]} branches, the model {bands.shape[1]}"))
+            checks.append(
+                failed("phonon frequencies, MAE", f"the reference has {other.shape[1]} branches, the model {bands.shape[1]}")
+            )
     return checks
 
 
 def _stability(mine, theirs, teacher):
     note = (
-        f"largest displacement of an atom in {mine['ps']:g} ps, {mine['atoms']} atoms, Langevin dynamics at {TEMPERATURE:.0f} K, steps of "
-        f"{TIMESTEP} fs; the limit is a third of the distance of neighbours; rms {mine['rms']:.3f} Å; temperature {mine['temperature']:.0f} K"
+        f"largest displacement of an atom in {mine['ps']:g} ps, {mine['atoms']} atoms, Langevin dynamics at {TEMPERATURE:.0f} K, "
+        f"steps of {TIMESTEP} fs; the limit is a third of the distance of neighbours; "
+        f"rms {mine['rms']:.3f} Å; temperature {mine['temperature']:.0f} K"
     )
     return [Check("atoms stay at their sites", mine["largest"], "Å", mine["nearest"] / 3, note)]

@@ -24,7 +24,13 @@ FORMAT = "mlff measurement 1"
 TIMESTEP = 0.5  # fs
 CHUNK = 0.25  # ps of dynamics between two states
 HOT = 10  # dynamics hotter than this many times their temperature have blown up
-CAUGHT = (ValueError, RuntimeError, ArithmeticError, IndexError, np.linalg.LinAlgError)  # what a bad potential makes ASE and numpy raise
+CAUGHT = (
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    IndexError,
+    np.linalg.LinAlgError,
+)  # what a bad potential makes ASE and numpy raise
 
 
 class Breakdown(ValueError):
@@ -308,7 +314,9 @@ def dynamics(
                 done += min(stride, steps - done)
                 sample()
             except CAUGHT as e:
-                raise Breakdown(f"the dynamics of {atoms.symbols} broke down after {done * TIMESTEP / 1000:.3f} ps: {one_line(e)}") from None
+                raise Breakdown(
+                    f"the dynamics of {atoms.symbols} broke down after {done * TIMESTEP / 1000:.3f} ps: {one_line(e)}"
+                ) from None
         p_eps = float(getattr(md, "p_eps", 0.0))
         last = {"cell": atoms.cell.array, "last": atoms.positions, "momenta": atoms.get_momenta(), "done": done, "p_eps": p_eps}
         job.state.update({f"{name}.{key}": np.array(value) for key, value in {**samples, **last}.items()})
@@ -319,7 +327,7 @@ def dynamics(
 
 
 def block_error(values: np.ndarray, blocks: int = 5) -> float:
-    """Standard error of the mean of a correlated series, from the means of this many blocks; NaN for less than two values a block."""
+    """Standard error of the mean of a correlated series, from the means of blocks; NaN for less than two values a block."""
     if len(values) < 2 * blocks:
         return float("nan")
     means = [block.mean() for block in np.array_split(np.asarray(values, float), blocks)]

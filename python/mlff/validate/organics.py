@@ -163,7 +163,7 @@ MODEL_PARTS = {"stability": stability}  # a teacher need not run these
 
 
 def samples(job: Job) -> dict[str, Atoms]:
-    """Structures for the general checks: conformers and molecules of G2, every atom moved at random by 0.04 Angstrom (rms, each axis)."""
+    """Structures for the general checks: conformers and molecules of G2, moved at random by 0.04 Angstrom (rms of each axis)."""
     frames = {}
     for kind, molecules in (("conformer", {n: f[0] for n, f in conformer_structures().items()}), ("G2", g2_molecules())):
         for name, atoms in known(molecules, job, 3).items():
@@ -283,7 +283,7 @@ def _conformers(mine, theirs, teacher):
     axes.plot(label[moved], model[moved], "o", ms=9, mfc="none", mec="k", label="different minima")
     axes.set(xlabel=f"{teacher}, kcal/mol", ylabel="model, kcal/mol", title="conformer energies about the mean of each molecule")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    note = f"{len(label)} conformers of {len(pairs)} molecules, each relaxed by either, about the mean of each molecule, against {teacher}"
+    note = f"{len(label)} conformers of {len(pairs)} molecules, each relaxed by either, about the mean of its molecule, against {teacher}"
     checks.append(Check("relative conformer energy, MAE", error.mean(), "kcal/mol", CONFORMER_LIMIT, note, png(figure)))
     if moved.any() and not moved.all():
         note = f"{(~moved).sum()} conformers whose minima agree within {SAME} Å"
@@ -319,7 +319,9 @@ def _torsions(mine, theirs, teacher):
     if errors:
         note = f"{len(errors)} profiles, relaxed by either at each angle, each about its mean; against {teacher}; no bar of its own"
         checks.append(Check("torsion profiles, MAE", np.mean(errors), "kcal/mol", note=note))
-        checks.append(Check("torsion barriers, MAE", np.mean(barriers), "kcal/mol", note=f"highest above lowest point; against {teacher}"))
+        checks.append(
+            Check("torsion barriers, MAE", np.mean(barriers), "kcal/mol", note=f"highest above lowest point; against {teacher}")
+        )
     return checks
 
 
@@ -342,7 +344,9 @@ def _vibrations(mine, theirs, teacher):
     bars.set_yticks(range(len(worst)), [name for _, name in worst], fontsize=6)
     bars.set(xlabel="mean absolute error of a molecule, cm⁻¹")
     note = f"{len(label)} modes of {len(both)} molecules, each relaxed by either, modes in ascending order; against {teacher}"
-    checks.append(Check("harmonic frequencies, MAE", error.mean(), "cm⁻¹", note=f"{note}; median {np.median(error):.3g}", figure=png(figure)))
+    checks.append(
+        Check("harmonic frequencies, MAE", error.mean(), "cm⁻¹", note=f"{note}; median {np.median(error):.3g}", figure=png(figure))
+    )
     note = f"of all modes; against {teacher}"
     checks.append(Check("harmonic frequencies, mean error", (model - label).mean(), "cm⁻¹", note=note))
     energy = [abs(np.clip(b, 0, None).sum() - np.clip(a, 0, None).sum()) / 2 * units.invcm / KCAL for a, b in pairs]
@@ -380,7 +384,14 @@ def _interactions(mine, theirs, teacher):
     source = "CCSD(T)/CBS, Takatani et al., J. Chem. Phys. 132, 144104 (2010)"
     error = abs(model - published)
     listed = ", ".join(f"{n.replace('_', ' ')} {m:.2f} ({p:.2f})" for n, m, p in zip(names, model[:, 1], published[:, 1]))
-    checks.append(Check("S22 against CCSD(T), MAE", error[:, 1].mean(), "kcal/mol", note=f"{len(names)} complexes at equilibrium; {source}; model (published): {listed}"))
+    checks.append(
+        Check(
+            "S22 against CCSD(T), MAE",
+            error[:, 1].mean(),
+            "kcal/mol",
+            note=f"{len(names)} complexes at equilibrium; {source}; model (published): {listed}",
+        )
+    )
     note = "all five distances (S22x5, scaled to the same reference), Grafova et al., J. Chem. Theory Comput. 6, 2365 (2010)"
     checks.append(Check("S22x5 against CCSD(T), MAE", error.mean(), "kcal/mol", note=note))
     if both:
@@ -395,9 +406,14 @@ def _interactions(mine, theirs, teacher):
 def _stability(mine, theirs, teacher):
     results = mine["molecules"]
     check = _broken(results, "molecules that break")
-    check.note = f"in {mine['ps']:g} ps of Langevin dynamics at {HOT:.0f} K, steps of {TIMESTEP} fs: a bond longer than 1.6 sums of covalent radii; the bar asks for 100 ps (--ps 100); {check.note}"
+    check.note = (
+        f"in {mine['ps']:g} ps of Langevin dynamics at {HOT:.0f} K, steps of {TIMESTEP} fs: a bond longer than 1.6 sums of covalent "
+        f"radii; the bar asks for 100 ps (--ps 100); {check.note}"
+    )
     kelvin = [r["temperature"] for r in results.values() if "error" not in r]
     rows = [check]
     if kelvin:
-        rows.append(Check("temperature", np.mean(kelvin), "K", note=f"mean of the molecules, second half of the runs, intended {HOT:.0f} K"))
+        rows.append(
+            Check("temperature", np.mean(kelvin), "K", note=f"mean of the molecules, second half of the runs, intended {HOT:.0f} K")
+        )
     return rows

@@ -103,7 +103,12 @@ def _page(report: Report) -> str:
     for check in report.checks:
         sections.setdefault(check.section or "Checks", []).append(check)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "limit": _limit, "verdict": _verdict, "base64": lambda x: base64.b64encode(x).decode()}
+    environment.filters |= {
+        "number": _number,
+        "limit": _limit,
+        "verdict": _verdict,
+        "base64": lambda x: base64.b64encode(x).decode(),
+    }
     return environment.from_string(TEMPLATE).render(report=report, sections=sections, counts=counts(report), version=__version__)
 
 
@@ -122,19 +127,24 @@ img { max-width: 100%; }
 figcaption { color: #666; }
 </style></head><body>
 <h1>{{ "Passed" if report.passed else "Failed" }}: {{ report.model }}</h1>
-<p>{{ counts }}. {{ report.n_structures }} structures of {{ report.structures }}; mlff {{ version }}{% if report.sha256 %}; model SHA-256 {{ report.sha256 }}{% endif %}.
+<p>{{ counts }}. {{ report.n_structures }} structures of {{ report.structures }}; mlff {{ version }}
+{%- if report.sha256 %}; model SHA-256 {{ report.sha256 }}{% endif %}.
 It took {{ "%.0f" | format(report.seconds) }} s.</p>
 {% if report.suite %}
 <p>Suite {{ report.suite }}{% for key, value in report.settings.items() if value %}, {{ key }} {{ value }}{% endfor %}.
 {% if report.settings.quick %}<b>A quick run: it shows that everything runs, its numbers say nothing about the model.</b>{% endif %}
-{% if report.reference %}Compared with {{ report.reference.name }}{% for key in ("package", "version", "level_of_theory", "dtype", "long_range_cutoff_A") if report.reference[key] %}, {{ key | replace("_", " ") }} {{ report.reference[key] }}{% endfor %}{% if report.reference.citation %}: {{ report.reference.citation }}{% endif %}.
+{% if report.reference %}
+Compared with {{ report.reference.name }}
+({% for key, value in report.reference.items() if key not in ("name", "citation") %}{{ key | replace("_", " ") }} {{ value }}{{ ", " if not loop.last }}{% endfor %}).
+{{ report.reference.citation }}
 {% else %}No teacher to compare with: give one (--teacher, --reference).{% endif %}</p>
 {% endif %}
 {% if not report.passed %}
 <h2>What failed</h2>
 <ul>
 {% for check in report.checks if check.passed is false %}
-<li>{{ check.section }}: {{ check.name }}{% if check.value is not none %}, {{ check | number }} (limit {{ check | limit }}){% endif %}: {{ check.note }}</li>
+<li>{{ check.section }}: {{ check.name }}
+{%- if check.value is not none %}, {{ check | number }} (limit {{ check | limit }}){% endif %}: {{ check.note }}</li>
 {% endfor %}
 </ul>
 {% endif %}
@@ -142,10 +152,12 @@ It took {{ "%.0f" | format(report.seconds) }} s.</p>
 <h2>{{ title }}</h2>
 <table><tr><th>check</th><th>value</th><th>limit</th><th></th><th>how, and compared with what</th></tr>
 {% for check in checks %}
-<tr class="{{ {true: "passed", false: "failed"}[check.passed] }}"><td>{{ check.name }}</td><td>{{ check | number }}</td><td>{{ check | limit }}</td><td>{{ check | verdict }}</td><td>{{ check.note }}</td></tr>
+<tr class="{{ {true: "passed", false: "failed"}[check.passed] }}"><td>{{ check.name }}</td><td>{{ check | number }}</td>
+<td>{{ check | limit }}</td><td>{{ check | verdict }}</td><td>{{ check.note }}</td></tr>
 {% endfor %}</table>
 {% for check in checks if check.figure %}
-<figure><img alt="{{ check.name }}" src="data:image/png;base64,{{ check.figure | base64 }}"><figcaption>{{ title }}: {{ check.name }}</figcaption></figure>
+<figure><img alt="{{ check.name }}" src="data:image/png;base64,{{ check.figure | base64 }}">
+<figcaption>{{ title }}: {{ check.name }}</figcaption></figure>
 {% endfor %}
 {% endfor %}
 <p>± is one standard error. A check without a limit is reported without judgement.</p>

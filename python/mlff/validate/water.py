@@ -27,7 +27,9 @@ HASIMOTO = 2.837297  # of a cubic box; I.-C. Yeh, G. Hummer, J. Phys. Chem. B 10
 PAIRS = {"O-O": (2.4, 3.3), "O-H": (1.5, 2.3), "H-H": (1.9, 3.0)}  # where the first intermolecular peak is sought, Angstrom
 BIN = 0.02  # Angstrom
 EVERY = 0.02  # ps between samples
-TIMES = "about 50 minutes for a default model on one core of a CPU, nearly all of it two runs of dynamics, 23 and 21 ps of 192 atoms"
+TIMES = (
+    "about 50 minutes for a default model on one core of a CPU, nearly all of it two runs of dynamics, 23 and 21 ps of 192 atoms"
+)
 FORCE_LIMIT = 35.0  # meV/Angstrom against the teacher
 ELEMENTS = {"H", "O"}
 
@@ -200,7 +202,7 @@ def _liquid(mine, theirs, teacher):
         a, b = mine["peaks"][pair], theirs["peaks"][pair] if theirs else None
         note = f"pairs of different molecules, {_run(mine)}"
         if pair == "O-O":
-            note += f"; X-rays at 295 K: {OXYGEN_PEAK[0]:.2f} Å, height {OXYGEN_PEAK[1]} (Skinner et al. 2013); nuclei are classical here"
+            note += f"; X-rays at 295 K: {OXYGEN_PEAK[0]:.2f} Å, height {OXYGEN_PEAK[1]} (Skinner et al. 2013); here nuclei are classical"
         checks.append(Check(f"{pair} peak, position", a["position"], "Å", note=note, error=a["errors"][0]))
         checks.append(Check(f"{pair} peak, height", a["height"], note=note, error=a["errors"][1]))
         if b:
@@ -281,7 +283,7 @@ def rdf(positions, cells, a, b, r_max: float, exclude=None) -> tuple[np.ndarray,
 
 
 def peak(radii, g, window: tuple[float, float]) -> tuple[float, float]:
-    """Position and height of the highest peak in a window: the top of a parabola through 0.1 Angstrom on either side of the maximum."""
+    """Position and height of the highest peak in a window: the top of a parabola through 0.1 Angstrom to either side of it."""
     inside = np.flatnonzero((radii >= window[0]) & (radii <= window[1]))
     if len(inside) < 5:
         return float("nan"), float("nan")
