@@ -100,12 +100,12 @@ def test_an_interrupted_run_of_dynamics_gives_the_same_bits():
             a, 0.5 * units.fs, temperature_K=300, externalstress=0.0, hydrostatic=True, T_tau=50, P_tau=100, P_mass=1e3, rng=rng
         )
         try:
-            return dynamics(here, atoms, make, 1.0, 0.01, 300)
+            return dynamics(here, atoms, make, 0.6, 0.01, 300)
         except KeyboardInterrupt:
             return kept
 
-    whole, resumed = run({}), run(run({}, stop=900))
-    assert len(whole.times) == 100 and whole.times[-1] == 1.0
+    whole, resumed = run({}), run(run({}, stop=500))
+    assert len(whole.times) == 60 and whole.times[-1] == 0.6
     for name in ("positions", "cells", "temperatures", "energies"):
         assert np.array_equal(getattr(whole, name), getattr(resumed, name)), name
 
@@ -341,6 +341,24 @@ def test_conformers_are_compared_about_their_mean_and_other_minima_are_named():
     mine["pentane"] = {"error": "ran away"}
     check = organics._conformers(mine, theirs, "T")[0]
     assert check.value == 1 and check.passed is False and "pentane: ran away" in check.note
+
+
+def test_frequencies_are_paired_and_a_bent_molecule_is_none_that_is_linear():
+    theirs = {"CO2": {"frequencies": [600.0, 600.0, 1300.0, 2300.0]}, "H2": {"frequencies": [4400.0]}}
+    mine = {"CO2": {"frequencies": [600.0, 1300.0, 2300.0]}, "H2": {"frequencies": [4300.0]}}
+    rows = by_name(organics._vibrations(mine, theirs, "T"))
+    assert rows["harmonic frequencies, MAE"].value == pytest.approx(100) and rows["linear molecules"].passed is False
+    assert rows["zero-point energy, MAE"].value == pytest.approx(50 * 2.8591e-3, rel=1e-3)  # kcal/mol of a wavenumber
+    mine["H2"]["frequencies"] = [-50.0]
+    assert organics._vibrations(mine, theirs, "T")[-1].passed is False
+
+
+def test_a_drift_is_judged_beyond_its_error():
+    run = {"ps": 5.0, "timestep": 0.5, "formula": "H2O", "temperature": 300.0, "times": [0.0, 1.0], "energies": [0.0, 0.1]}
+    for slope, error, passed in ((9.0, 1.0, False), (9.0, 4.2, True), (-0.5, 0.1, True)):
+        rows = by_name(checks.conservation({"conservation": {**run, "drift": slope, "drift_error": error}}))
+        assert rows["energy drift, beyond doubt"].passed is passed and rows["energy drift, longer"].value == abs(slope)
+    assert checks.conservation({"conservation": {"error": "exploded"}})[0].passed is False
 
 
 def test_water_deviations():

@@ -39,13 +39,13 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command = commands.add_parser("validate", help="compare a model with labelled structures, and with its teacher")
     command.add_argument("model", type=Path, help="model file")
     command.add_argument(
-        "structures", type=Path, nargs="?", help="structures with energies and forces, any format of ASE (default: those of the suite)"
+        "structures", type=Path, nargs="?", help="structures with energies and forces, as ASE reads (default: the suite's)"
     )
     command.add_argument("--suite", choices=SUITES, help="also the physics of molecules, of liquid water, of a cubic crystal")
     command.add_argument("--teacher", help="compare with this teacher, which is measured first (names as in mlff label)")
     command.add_argument("--options", type=_options, default={}, help="keyword arguments of the teacher, as JSON")
     command.add_argument(
-        "--reference", type=Path, help="file of mlff reference, to compare with or with --teacher to write (default: beside the report)"
+        "--reference", type=Path, help="file of mlff reference; with --teacher it is written (default: beside the report)"
     )
     command.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N", of model and teacher (default: cpu)')
     _suite_settings(command)

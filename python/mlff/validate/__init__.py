@@ -90,6 +90,8 @@ def validate(
         _check_reference(theirs, job, suite, reference_file)
     frames, labels, name = _structures(structures, calculator, job if suite else None, suite, theirs)
     limits = SUITES[suite] if suite else None
+    if suite and not settings.quick:
+        console.print(f"suite {suite}: {limits.TIMES}")
     case = Case(calculator, frames, labels, getattr(limits, "FORCE_LIMIT", None), getattr(limits, "R2_LIMIT", None))
     with _progress(console) as progress:
         task = progress.add_task("general checks", total=len(CHECKS))

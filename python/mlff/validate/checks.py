@@ -58,6 +58,32 @@ class Check:
                 self.passed = self.value <= self.limit
 
 
+def conservation(mine: Dict[str, dict]) -> List[Check]:
+    """Rows of the part ``conservation`` (measurement.nve) of a model."""
+    result, section = mine["conservation"], "Energy conservation, longer"
+    if "error" in result:
+        return [Check("energy drift, longer", None, note=str(result["error"]), passed=False, section=section)]
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(result["times"], result["energies"], lw=0.8)
+    axes.set(xlabel="time, ps", ylabel="total energy, meV/atom")
+    slope, error = result["drift"], result["drift_error"]
+    run = f"{result['ps']:g} ps at constant energy, steps of {result['timestep']} fs, {result['formula']}, {result['temperature']:.0f} K"
+    rows = [
+        Check(
+            "energy drift, longer", None if slope is None else abs(slope), "meV/atom/ns", note=run, figure=png(figure), error=error
+        )
+    ]
+    if slope is None or error is None:
+        rows[0].note += "; too short for a slope with an error"
+    else:
+        note = "the part of the drift that is beyond two standard errors; the bar is for a million steps (--ps 500)"
+        rows.append(Check("energy drift, beyond doubt", max(0.0, abs(slope) - 2 * error), "meV/atom/ns", 1.0, note))
+    for row in rows:
+        row.section = section
+    return rows
+
+
 def failed(name: str, note: str) -> Check:
     """A check that could not be carried out."""
     return Check(name, None, note=note, passed=False)
@@ -343,7 +369,7 @@ def _nvt(case: Case, atoms: Atoms) -> List[Check]:
     limit = 0.05 * NVE_TEMPERATURE + 4 * (error if np.isfinite(error) else 0.0)
     note = (
         f"deviation of the mean from {NVE_TEMPERATURE:.0f} K in {NVE_STEPS} steps of {NVE_TIMESTEP} fs, "
-        f"the first quarter left out, {atoms.get_chemical_formula()}, Langevin thermostat; the limit is 5 % and four standard errors"
+        f"the first quarter left out, {atoms.get_chemical_formula()}, Langevin; the limit is 5 % and four standard errors"
     )
     return [Check(name, abs(settled.mean() - NVE_TEMPERATURE), "K", limit, note, error=error)]
 

@@ -21,8 +21,8 @@ from ase.phonons import Phonons
 from ase.stress import full_3x3_to_voigt_6_stress
 from matplotlib.figure import Figure
 
-from .checks import Check, failed, png
-from .measurement import TIMESTEP, Breakdown, Job, dynamics, thermalize
+from .checks import Check, conservation, failed, png
+from .measurement import TIMESTEP, Breakdown, Job, dynamics, nve, thermalize
 
 CRYSTALS = {  # elements: formula, structure, lattice constant in Angstrom to start from
     "Mg O": ("MgO", "rocksalt", 4.21), "Ca O": ("CaO", "rocksalt", 4.81), "Na Cl": ("NaCl", "rocksalt", 5.64),
@@ -37,7 +37,7 @@ STRAINS = np.linspace(-0.03, 0.03, 9)  # of the lengths, for the equation of sta
 SHEAR = 0.005  # strain for elastic constants
 LATTICE_LIMIT, BULK_LIMIT, FORCE_LIMIT = 0.3, 8.0, 15.0  # %, %, meV/Angstrom against the teacher
 ELEMENTS: set[str] = set()  # those of the crystal
-TIMES = "seconds to a minute with a default model on one core of a CPU; dynamics of some hundred atoms take most of it, 3 minutes"
+TIMES = "about 10 minutes for a default model on one core of a CPU, nearly all of it dynamics of some hundred atoms, twice 5 ps"
 TEMPERATURE, RUN = 300.0, 5.0  # K, ps, of the run for stability
 
 
@@ -199,8 +199,15 @@ def stability(job: Job) -> dict:
     }  # fmt: skip
 
 
+def conserve(job: Job) -> dict:
+    """Constant energy at 300 K."""
+    cell, _ = relaxed(job)
+    ps = job.settings.ps or (0.05 if job.settings.quick else RUN)
+    return nve(job, cell.repeat(supercell(cell, job, 9.0)), TEMPERATURE, ps)
+
+
 PARTS = {"lattice": lattice, "elasticity": elasticity, "phonons": phonons}
-MODEL_PARTS = {"stability": stability}  # a teacher need not run these
+MODEL_PARTS = {"stability": stability, "conservation": conserve}  # a teacher need not run these
 
 
 def samples(job: Job) -> dict[str, Atoms]:
@@ -243,6 +250,8 @@ def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
         value = 100 * abs((c["c11"] + 2 * c["c12"]) / 3 / b - 1)
         note = "(C11 + 2 C12) / 3 from stresses against the equation of state from energies: energy and stress of the model agree"
         checks.append(Check("bulk modulus, two ways", value, "%", 3.0, note, section="Elastic constants"))
+    if "conservation" in mine:
+        checks += conservation(mine)
     return checks
 
 

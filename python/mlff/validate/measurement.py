@@ -14,8 +14,10 @@ from typing import Callable
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
+from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.md import MolecularDynamics
 from ase.md.velocitydistribution import Stationary
+from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS, FIRE
 
 from .. import __version__
@@ -324,6 +326,36 @@ def dynamics(
         job.progress(share[0] + (share[1] - share[0]) * done / steps)
     times = np.minimum(np.arange(1, len(samples["energies"]) + 1) * stride, steps) * TIMESTEP / 1000
     return Trajectory(times, *(np.array(samples[key]) for key in fields))
+
+
+def nve(job: Job, atoms: Atoms, temperature: float, ps: float) -> dict:
+    """Conservation of energy: drift of the total energy in meV/atom/ns and its standard error, after 0.5 ps with a thermostat."""
+    atoms = atoms.copy()
+    thermalize(atoms, 2 * temperature, job.rng(9))  # half of it goes into the bonds
+    dynamics(
+        job,
+        atoms,
+        lambda a, rng: LangevinBAOAB(a, TIMESTEP * units.fs, temperature_K=temperature, T_tau=50 * units.fs, rng=rng),
+        min(0.5, ps),
+        0.01,
+        temperature,
+        "thermostat",
+        (0.0, 0.1),
+    )
+    run = dynamics(job, atoms, lambda a, rng: VelocityVerlet(a, TIMESTEP * units.fs), ps, 0.01, temperature, "nve", (0.1, 1.0))
+    energies = (run.energies - run.energies[0]) / len(atoms) * 1000
+    slope, error = drift(run.times, energies)
+    thin = max(1, len(energies) // 1000)
+    return {
+        "ps": ps,
+        "timestep": TIMESTEP,
+        "formula": atoms.get_chemical_formula(),
+        "temperature": run.temperatures.mean(),
+        "drift": slope * 1000,
+        "drift_error": error * 1000,
+        "times": run.times[::thin].round(4),
+        "energies": energies[::thin].round(6),
+    }
 
 
 def block_error(values: np.ndarray, blocks: int = 5) -> float:

@@ -135,7 +135,9 @@ It took {{ "%.0f" | format(report.seconds) }} s.</p>
 {% if report.settings.quick %}<b>A quick run: it shows that everything runs, its numbers say nothing about the model.</b>{% endif %}
 {% if report.reference %}
 Compared with {{ report.reference.name }}
-({% for key, value in report.reference.items() if key not in ("name", "citation") %}{{ key | replace("_", " ") }} {{ value }}{{ ", " if not loop.last }}{% endfor %}).
+({% for key, value in report.reference.items() if key not in ("name", "citation") %}
+{{ key | replace("_", " ") }} {{ value }}{{ ", " if not loop.last }}
+{%- endfor %}).
 {{ report.reference.citation }}
 {% else %}No teacher to compare with: give one (--teacher, --reference).{% endif %}</p>
 {% endif %}
