@@ -1,6 +1,7 @@
 """The suites of mlff validate: each number against a case with a known answer, and every suite end to end in its quick setting."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,12 +71,12 @@ def student(tmp_path_factory):
 
 def test_the_error_of_a_drift_holds_the_slope():
     rng, times = np.random.default_rng(0), np.linspace(0, 10, 5000)
-    inside = 0
-    for _ in range(50):  # noise that is correlated over 25 values, as an energy is
-        noise = np.convolve(rng.normal(size=len(times) + 24), np.ones(25) / 5, mode="valid")
-        slope, error = drift(times, 0.03 * times + noise)
-        inside += abs(slope - 0.03) < 2 * error
-    assert 40 <= inside <= 50 and error < 0.05
+    noise = lambda: np.convolve(rng.normal(size=len(times) + 24), np.ones(25) / 5, mode="valid")  # noqa: E731
+    walk = lambda: np.cumsum(rng.normal(0, 0.01, len(times)))  # noqa: E731
+    for disturb, largest in ((noise, 0.2), (walk, 0.6)):  # correlated over 25 values, and without end
+        found = np.array([drift(times, 0.03 * times + disturb()) for _ in range(60)])
+        assert (abs(found[:, 0] - 0.03) < 2 * found[:, 1]).sum() >= 50
+        assert np.median(found[:, 1]) < largest and abs(found[:, 0].mean() - 0.03) < 0.1
 
 
 def test_block_error_counts_correlated_values_once():
@@ -355,7 +356,7 @@ def test_frequencies_are_paired_and_a_bent_molecule_is_none_that_is_linear():
 
 def test_a_drift_is_judged_beyond_its_error():
     run = {"ps": 5.0, "timestep": 0.5, "formula": "H2O", "temperature": 300.0, "times": [0.0, 1.0], "energies": [0.0, 0.1]}
-    for slope, error, passed in ((9.0, 1.0, False), (9.0, 4.2, True), (-0.5, 0.1, True)):
+    for slope, error, passed in ((9.0, 1.0, False), (9.0, 4.2, None), (0.1, 1.0, None), (-0.5, 0.1, True)):
         rows = by_name(checks.conservation({"conservation": {**run, "drift": slope, "drift_error": error}}))
         assert rows["energy drift, beyond doubt"].passed is passed and rows["energy drift, longer"].value == abs(slope)
     assert checks.conservation({"conservation": {"error": "exploded"}})[0].passed is False
@@ -400,7 +401,8 @@ def test_crystal_beside_a_teacher(tmp_path):
     rows, page = by_name(report.checks), (tmp_path / "r.html").read_text()
     assert rows["forces, MAE"].value < 1e-2 and rows["phonon frequencies, MAE"].value < 1e-6
     assert page.count("data:image/png;base64,") == sum(check.figure is not None for check in report.checks) >= 8
-    assert "http" not in page and "src=" not in page.replace('src="data:', "") and "<link" not in page
+    text = re.sub(r"base64,[^\"]+", "", page)
+    assert "http" not in text and "src=" not in text.replace('src="data:', "") and "<link" not in text
     for text in ("Born", "GPa", "meV/Å", "against EMT", "A quick run"):
         assert text in page, text
     data = json.loads((tmp_path / "r.json").read_text())
@@ -414,7 +416,8 @@ def quick_copper(folder):
 
 
 @pytest.mark.slow
-def test_organics_and_water_of_the_shipped_student(student, tmp_path):
+def test_organics_and_water_of_the_shipped_student(student, tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "NVE_STEPS", 400)
     for suite, least in (("organics", 20), ("water", 15)):
         report = validate(student, report=tmp_path / f"{suite}.html", suite=suite, settings=QUICK)
         assert len(report.checks) > least and report.suite == suite

@@ -1,6 +1,7 @@
 """mlff validate: right numbers for labels of known error, failures where a model is bad, a report that stands alone."""
 
 import json
+import re
 
 import ase.io
 import numpy as np
@@ -61,7 +62,8 @@ def test_report(model, save_payload, tmp_path, capsys):
     report = validate(save_payload(model), frames, tmp_path / "new folder" / "report.html")
     page = (tmp_path / "new folder" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == sum(check.figure is not None for check in report.checks) >= 4
-    assert "http" not in page and "src=" not in page.replace('src="data:', "")
+    text = re.sub(r"base64,[^\"]+", "", page)  # any word can be in a picture
+    assert "http" not in text and "src=" not in text.replace('src="data:', "")
     data = json.loads((tmp_path / "new folder" / "report.json").read_text())
     assert data["passed"] == report.passed and len(data["sha256"]) == 64 and data["n_structures"] == 2
     assert [check["name"] for check in data["checks"]] == [check.name for check in report.checks]

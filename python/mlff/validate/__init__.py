@@ -93,6 +93,8 @@ def validate(
     if suite and not settings.quick:
         console.print(f"suite {suite}: {limits.TIMES}")
     case = Case(calculator, frames, labels, getattr(limits, "FORCE_LIMIT", None), getattr(limits, "R2_LIMIT", None))
+    if structures is None and theirs:
+        case.against = theirs["source"]["name"]
     with _progress(console) as progress:
         task = progress.add_task("general checks", total=len(CHECKS))
         for function in CHECKS:

@@ -16,6 +16,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.verlet import VelocityVerlet
+from ase.optimize import FIRE
 from ase.stress import voigt_6_to_full_3x3_stress
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
@@ -68,7 +69,8 @@ def conservation(mine: Dict[str, dict]) -> List[Check]:
     axes.plot(result["times"], result["energies"], lw=0.8)
     axes.set(xlabel="time, ps", ylabel="total energy, meV/atom")
     slope, error = result["drift"], result["drift_error"]
-    run = f"{result['ps']:g} ps at constant energy, steps of {result['timestep']} fs, {result['formula']}, {result['temperature']:.0f} K"
+    what = f"{result['formula']}, {result['temperature']:.0f} K"
+    run = f"{result['ps']:g} ps at constant energy, steps of {result['timestep']} fs, {what}"
     rows = [
         Check(
             "energy drift, longer", None if slope is None else abs(slope), "meV/atom/ns", note=run, figure=png(figure), error=error
@@ -77,8 +79,11 @@ def conservation(mine: Dict[str, dict]) -> List[Check]:
     if slope is None or error is None:
         rows[0].note += "; too short for a slope with an error"
     else:
-        note = "the part of the drift that is beyond two standard errors; the bar is for a million steps (--ps 500)"
-        rows.append(Check("energy drift, beyond doubt", max(0.0, abs(slope) - 2 * error), "meV/atom/ns", 1.0, note))
+        note, least = "the part of the drift that is beyond two standard errors", max(0.0, abs(slope) - 2 * error)
+        undecided = least <= 1.0 < abs(slope) + 2 * error
+        if undecided:
+            note += "; no verdict, the run is too short to tell 1 meV/atom/ns: the bar is for a million steps (--ps 500)"
+        rows.append(Check("energy drift, beyond doubt", least, "meV/atom/ns", None if undecided else 1.0, note))
     for row in rows:
         row.section = section
     return rows
@@ -93,7 +98,8 @@ def failed(name: str, note: str) -> Check:
 class Case:
     """The model and the structures under test. ``structures`` carry no calculator; ``labels[k]`` are those of structure k.
 
-    ``force_limit`` (meV/Angstrom) and ``r2_limit`` (of 1 - R^2) judge the errors; None for no judgement.
+    ``force_limit`` (meV/Angstrom) and ``r2_limit`` (of 1 - R^2) judge the errors; None for no judgement. ``against`` says whose the
+    labels are.
     """
 
     calculator: Calculator
@@ -101,6 +107,7 @@ class Case:
     labels: List[dict]
     force_limit: Optional[float] = None
     r2_limit: Optional[float] = None
+    against: str = "label"
 
     def results(self, atoms: Atoms, *names: str) -> tuple:
         """Results of the model under ASE's names (energy, energies, forces, stress)."""
@@ -148,28 +155,39 @@ def errors(case: Case) -> List[Check]:
     if energy:
         pairs = np.array(energy) * 1000
         label, model = pairs.T
-        figure = _parity(label - label.mean(), model - label.mean(), "energy, meV/atom, about the mean label", groups=formulas)
-        checks += _errors("energy", label, model, "meV/atom", f"{len(label)} structures", figure)
+        figure = _parity(
+            case.against, label - label.mean(), model - model.mean(), "energy, meV/atom, about its mean", groups=formulas
+        )
+        checks += _errors("energy", label, model, "meV/atom", f"{len(label)} structures against {case.against}", figure)
         checks.append(
             Check("energy, mean error", (model - label).mean(), "meV/atom", note="the systematic part of the error above")
         )
         relative = [pairs[rows] - pairs[rows].mean(0) for rows in _groups(formulas).values() if len(rows) > 1]
         if relative:
             label, model = np.concatenate(relative).T
-            note = f"about the mean of each composition, {len(relative)} compositions, {len(label)} structures"
-            figure = _parity(label, model, "relative energy, meV/atom")
+            note = (
+                f"about the mean of each composition, {len(relative)} compositions, {len(label)} structures against {case.against}"
+            )
+            figure = _parity(case.against, label, model, "relative energy, meV/atom")
             checks += _errors("relative energy", label, model, "meV/atom", note, figure, r2=True)
     if forces:
         label, model = np.concatenate(forces, axis=1) * 1000
-        figure = _parity(label, model, "force components, meV/Å", groups=np.repeat(elements, 3))
-        note = f"{label.size} components"
+        figure = _parity(case.against, label, model, "force components, meV/Å", groups=np.repeat(elements, 3))
+        note = f"{label.size} components against {case.against}"
         checks += _errors("forces", label, model, "meV/Å", note, figure, case.force_limit, True, case.r2_limit)
         for element, rows in sorted(_groups(elements).items()):
-            checks += _errors(f"forces on {element}", label[rows], model[rows], "meV/Å", f"{3 * len(rows)} components", r2=True)
+            checks += _errors(
+                f"forces on {element}",
+                label[rows],
+                model[rows],
+                "meV/Å",
+                f"{3 * len(rows)} components against {case.against}",
+                r2=True,
+            )
         if len(set(kinds)) > 1:
-            figure = _parity(label, model, "force components, meV/Å", groups=np.repeat(kinds, 3))
+            figure = _parity(case.against, label, model, "force components, meV/Å", groups=np.repeat(kinds, 3))
             for kind, rows in sorted(_groups(kinds).items()):
-                note = f"{3 * len(rows)} components"
+                note = f"{3 * len(rows)} components against {case.against}"
                 checks += _errors(
                     f"forces, kind {kind or 'without a name'}", label[rows], model[rows], "meV/Å", note, figure, r2=True
                 )
@@ -177,7 +195,13 @@ def errors(case: Case) -> List[Check]:
     if stress:
         label, model = np.stack(stress, axis=1) / units.GPa
         checks += _errors(
-            "stress", label, model, "GPa", f"{label.size} components", _parity(label, model, "stress components, GPa"), r2=True
+            "stress",
+            label,
+            model,
+            "GPa",
+            f"{label.size} components against {case.against}",
+            _parity(case.against, label, model, "stress components, GPa"),
+            r2=True,
         )
     return checks
 
@@ -316,17 +340,20 @@ def close_contacts(case: Case) -> List[Check]:
 
 
 def energy_conservation(case: Case) -> List[Check]:
-    """A run at constant energy, then one with a thermostat, from the first structure with more than one atom."""
+    """A run at constant energy, then one with a thermostat, from the first structure with more than one atom, a little relaxed."""
     atoms = next((a for a in case.structures if len(a) > 1), None)
     if atoms is None:
         return [Check("energy drift", None, note="no structure with more than one atom")]
+    atoms = atoms.copy()
+    atoms.calc = case.calculator
+    FIRE(atoms, logfile=None).run(fmax=0.1, steps=50)  # what is packed or displaced at random would heat up
     return _nve(case, atoms) + _nvt(case, atoms)
 
 
 def _nve(case: Case, atoms: Atoms) -> List[Check]:
     atoms = atoms.copy()
     atoms.calc = case.calculator
-    thermalize(atoms, NVE_TEMPERATURE, np.random.default_rng(0))
+    thermalize(atoms, 2 * NVE_TEMPERATURE, np.random.default_rng(0))  # half of it goes into the bonds
     md, total, kelvin = VelocityVerlet(atoms, NVE_TIMESTEP * units.fs), [], []
     md.attach(lambda: (total.append(atoms.get_total_energy()), kelvin.append(atoms.get_temperature())))
     try:
@@ -345,7 +372,7 @@ def _nve(case: Case, atoms: Atoms) -> List[Check]:
     right.plot(times, kelvin, lw=0.8)
     right.set(xlabel="time, ps", ylabel="temperature, K")
     run = f"{NVE_STEPS} steps of {NVE_TIMESTEP} fs from {NVE_TEMPERATURE:.0f} K, {atoms.get_chemical_formula()}"
-    note = f"slope of the total energy, {run}; 1 meV/atom/ns, the aim for long runs (0.001 here), is for longer"
+    note = f"slope of the total energy, {run}; the bar of 1 meV/atom/ns (0.001 here) asks for a longer run"
     return [
         Check("energy drift", abs(slope), "meV/atom/ps", 1.0, note, png(figure), error=error),
         Check("energy fluctuation", energies.std(), "meV/atom", note="standard deviation in the same run"),
@@ -427,7 +454,7 @@ def _pair_curve(case: Case, a: str, b: str, distances):
     return np.array([e for e, _ in rows]), np.array([f[1, 2] for _, f in rows])
 
 
-def _parity(label, model, title: str, groups=None) -> bytes:
+def _parity(against: str, label, model, title: str, groups=None) -> bytes:
     """Label against model, and beside it the error; a colour for each group where there are few."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     (axes, right), ends = figure.subplots(1, 2), [min(label.min(), model.min()), max(label.max(), model.max())]
@@ -438,8 +465,8 @@ def _parity(label, model, title: str, groups=None) -> bytes:
     for name, rows in sets.items() if 1 < len(sets) <= 10 else [("", slice(None))]:
         axes.plot(label[rows], model[rows], ".", ms=3, label=name)
         right.plot(label[rows], (model - label)[rows], ".", ms=3)
-    axes.set(xlabel="label", ylabel="model", title=title, aspect="equal")
-    right.set(xlabel="label", ylabel="model - label")
+    axes.set(xlabel=against, ylabel="model", title=title, aspect="equal")
+    right.set(xlabel=against, ylabel=f"model - {against}")
     if 1 < len(sets) <= 10:
         axes.legend(markerscale=3)
     return png(figure)

@@ -367,16 +367,19 @@ def block_error(values: np.ndarray, blocks: int = 5) -> float:
 
 
 def drift(times: np.ndarray, energies: np.ndarray, blocks: int = 10) -> tuple[float, float]:
-    """Slope of a series and its standard error: a line through the means of blocks, whose scatter about it is the error.
+    """Slope of a series and its standard error: a line through the means of blocks.
 
-    Means of blocks are nearly uncorrelated, single values are not: a fit through these would claim too small an error.
+    The error is the larger of two: that of the fit, right for noise about a line, and that of a random walk with these changes from
+    block to block, right for an energy that wanders (means of blocks change by 2/3 of the variance of the walk, the slope of a line
+    through a walk has 6/5 of that of its ends).
     """
     blocks = min(blocks, len(times) // 2)
-    if blocks < 3:
+    if blocks < 4:
         return float(np.polyfit(times, energies, 1)[0]) if len(times) > 1 else float("nan"), float("nan")
     t, e = (np.array([part.mean() for part in np.array_split(x, blocks)]) for x in (times, energies))
     (slope, _), covariance = np.polyfit(t, e, 1, cov=True)
-    return float(slope), float(np.sqrt(covariance[0, 0]))
+    changes = np.diff(e) / np.diff(t)
+    return float(slope), float(max(np.sqrt(covariance[0, 0]), changes.std(ddof=1) * np.sqrt(9 / 5 / len(changes))))
 
 
 def one_line(e: BaseException) -> str:

@@ -349,7 +349,7 @@ def _vibrations(mine, theirs, teacher):
     pairs = [np.array([theirs[name]["frequencies"], mine[name]["frequencies"]]) for name in both]
     label, model = np.concatenate(pairs, axis=1)
     error = abs(model - label)
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, max(4.5, 0.13 * len(both))), layout="constrained")
     axes, bars = figure.subplots(1, 2)
     ends = [min(label.min(), model.min()), max(label.max(), model.max())]
     axes.plot(ends, ends, color="0.7", lw=1)

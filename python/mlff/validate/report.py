@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Optional
 
+import numpy as np
 from jinja2 import Environment
 
 from .. import __version__
@@ -61,7 +62,7 @@ class Report:
 def _number(check: Check) -> str:
     if check.value is None:
         return ""
-    error = "" if check.error is None else f" ± {check.error:.1g}"
+    error = "" if check.error is None else f" ± {np.format_float_positional(check.error, 2, fractional=False, trim='-')}"
     return f"{check.value:.4g}{error} {check.unit}".rstrip()
 
 

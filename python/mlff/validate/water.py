@@ -21,6 +21,7 @@ TEMPERATURE = 300.0  # K
 PRESSURE = 1.0  # bar
 DENSITY = 0.9965  # g/cm^3, experiment at 300 K: of the run at constant volume
 DIFFUSION = 0.24  # Angstrom^2/ps, experiment at 300 K: M. Holz, S. R. Heil, A. Sacco, PCCP 2, 4740 (2000), interpolated
+BULK_MODULUS, BAROSTAT = 2.2, 700.0  # GPa, experiment; fs
 VISCOSITY = 0.854e-3  # Pa s, experiment at 300 K
 OXYGEN_PEAK = (2.80, 2.57)  # Angstrom, height: X-rays, L. B. Skinner et al., J. Chem. Phys. 138, 074506 (2013), 295 K
 HASIMOTO = 2.837297  # of a cubic box; I.-C. Yeh, G. Hummer, J. Phys. Chem. B 108, 15873 (2004)
@@ -132,9 +133,9 @@ def pressure(job: Job) -> dict:
     }  # fmt: skip
 
 
-def barostat_mass(atoms: Atoms, period: float = 500.0) -> float:
-    """Mass of the cell for fluctuations of about this period in fs: 3 N kB T (period / 2 pi)^2, Martyna, Tobias, Klein (1994)."""
-    return 3 * len(atoms) * units.kB * TEMPERATURE * (period * units.fs / (2 * np.pi)) ** 2
+def barostat_mass(atoms: Atoms) -> float:
+    """Mass of the cell with which the volume of liquid water swings with BAROSTAT: W = 9 B V (period / 2 pi)^2."""
+    return 9 * BULK_MODULUS * units.GPa * atoms.get_volume() * (BAROSTAT * units.fs / (2 * np.pi)) ** 2
 
 
 def conserve(job: Job) -> dict:
@@ -227,6 +228,10 @@ def _liquid(mine, theirs, teacher):
     axes.set(xlabel="time, ps", ylabel="mean square displacement of O, Å²", xlim=(0, None), ylim=(0, None))
     axes.legend()
     note = f"Einstein relation, oxygen atoms about their common centre, {_run(mine)}, thermostat of velocity rescaling with 1 ps"
+    low, high = diffusion_window(mine["ps"])
+    note += f"; slope between {low:.2g} and {high:.2g} ps" + (
+        "" if low == 1 else ", too early: molecules still rattle in their cages"
+    )
     checks.append(Check("diffusion", mine["diffusion"], "Å²/ps", note=note, figure=png(figure), error=mine["diffusion_error"]))
     note = (
         f"the same for an infinite box: + kB T {HASIMOTO} / (6 pi eta L), Yeh and Hummer (2004), with the experimental viscosity "
@@ -312,14 +317,20 @@ def mean_square_displacement(positions: np.ndarray, lags: np.ndarray, centre: np
     return np.array([((x[k:] - x[: len(x) - k]) ** 2).sum(2).mean() for k in lags])
 
 
+def diffusion_window(ps: float) -> tuple[float, float]:
+    """Lags in ps between which the slope is taken, of a run of this length."""
+    return min(1.0, 0.1 * ps), min(5.0, 0.25 * ps)
+
+
 def diffusion(positions: np.ndarray, every: float) -> tuple[float, float]:
     """Diffusion coefficient, a sixth of the slope of the mean square displacement, and its standard error; in length^2 / time.
 
-    The slope is taken between a tenth and a quarter of the length, or 1 and 5 ps if that is less; the error is that of the mean
-    over eight groups of molecules. NaN for a run of less than 8 samples.
+    The slope is taken in diffusion_window; the error is that of the mean over eight groups of molecules. NaN for a run of less than
+    8 samples.
     """
     length, centre = len(positions) * every, positions.mean(1, keepdims=True)
-    lags = np.arange(round(min(1.0, 0.1 * length) / every), round(min(5.0, 0.25 * length) / every) + 1)
+    first, last = (round(time / every) for time in diffusion_window(length))
+    lags = np.arange(first, last + 1)
     if len(lags) < 2:
         return float("nan"), float("nan")
 
