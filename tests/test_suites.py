@@ -484,6 +484,9 @@ def test_commands(student, tmp_path, capsys, monkeypatch):
     options = ["--suite", "crystal", "--quick", "--cell", "cu.xyz", "--device", "cpu"]
     assert cli.main(["reference", "ase.calculators.emt:EMT", *options, "-o", "cu.json"]) == 0
     assert "labels" in json.loads((tmp_path / "cu.json").read_text())["parts"]
+    bulk("Cu", a=3.6, cubic=True).write("cube.xyz", format="extxyz")
+    with pytest.raises(ValueError, match="reference is a cell of Cu, the model is asked for one of Cu4"):
+        validate(EMT(), suite="crystal", reference_file="cu.json", settings=Settings(quick=True, cell="cube.xyz"))
     for arguments, message in (
         (["validate", str(student), *options], "not Cu"),
         (["validate", str(student), "--suite", "water", "--teacher", "nobody"], "unknown teacher 'nobody'"),

@@ -183,7 +183,7 @@ def _job(suite: str, calculator: Calculator, species: Sequence[str], settings: S
 def _check_reference(theirs: Optional[dict], job: Job, suite: str, path) -> None:
     if theirs is None:
         return
-    mine = asdict(replace(job.settings, ps=theirs["settings"]["ps"]))
+    mine = asdict(replace(job.settings, ps=theirs["settings"]["ps"], cell=theirs["settings"]["cell"]))
     different = [key for key, value in theirs["settings"].items() if mine[key] != value]
     if different:
         key = different[0]
@@ -194,6 +194,9 @@ def _check_reference(theirs: Optional[dict], job: Job, suite: str, path) -> None
         raise ValueError(
             f"{path}: the reference is a crystal of {' '.join(theirs['species'])}, the model is asked for {' '.join(job.species)}"
         )
+    lattice = theirs["parts"].get("lattice", {})
+    if "formula" in lattice and lattice["formula"] != (cell := str(crystal.unit_cell(job.species, job.crystal).symbols)):
+        raise ValueError(f"{path}: the reference is a cell of {lattice['formula']}, the model is asked for one of {cell}")
     missing = [part for part in ("labels", *SUITES[suite].PARTS) if part not in theirs["parts"]]
     if missing:
         raise ValueError(f"{path}: the reference is not finished, {' '.join(missing)} is missing; go on with mlff reference")

@@ -41,7 +41,7 @@ class Breakdown(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. Two measurements can be compared if all but ``ps`` agree; a run is resumed if all agree.
+    """What is measured. A model and a reference may differ in ``ps`` and the name of ``cell``; a run is resumed if all agree.
 
     Attributes:
         quick: the smallest sizes that still run all of the code: for tests, not for conclusions.
