@@ -247,7 +247,7 @@ def test_lattice_constant_of_primitive_and_conventional_cells(kind, a):
 
 def test_cells():
     assert crystal.unit_cell(["O", "Mg"]).get_chemical_formula() == "MgO"
-    with pytest.raises(ValueError, match="no cubic crystal of the elements H C O; give one: --cell"):
+    with pytest.raises(ValueError, match=r"no cubic crystal of H C O; .*--cell"):
         crystal.unit_cell(["H", "C", "O"])
     with pytest.raises(ValueError, match="cubic"):
         crystal.unit_cell(["Zn"], bulk("Zn"))
@@ -441,7 +441,7 @@ def test_a_model_that_breaks_down_gets_a_report_that_says_so(suite, tmp_path):
 
 def test_bad_input(student, tmp_path):
     emt = load_teacher("ase.calculators.emt:EMT")
-    with pytest.raises(ValueError, match="no cubic crystal of the elements H C O"):
+    with pytest.raises(ValueError, match="no cubic crystal of H C O"):
         validate(student, suite="crystal", settings=QUICK)
     with pytest.raises(ValueError, match="suite organics needs the elements C H, known are Cu"):
         reference(SimpleNamespace(elements={29}, periodic=True, provenance={"name": "T"}), "organics", tmp_path / "a.json")

@@ -59,8 +59,9 @@ def unit_cell(species: list[str], given: Atoms | None = None) -> Atoms:
     for elements, (name, structure, a) in CRYSTALS.items():
         if set(elements.split()) == set(species):
             return bulk(name, structure, a=a)
+    some = " ".join(species) if len(species) < 10 else f"{len(species)} elements"
     raise ValueError(
-        f"the suite crystal has no cubic crystal of the elements {' '.join(species)}; give one: --cell FILE, any format of ASE"
+        f"the suite crystal has no cubic crystal of {some}; name its elements (--elements Mg,O), or give one (--cell FILE)"
     )
 
 
