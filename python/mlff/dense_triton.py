@@ -23,7 +23,6 @@ and the kernel that reads them adds them up: g_hidden [local, 3F].
 import triton
 import triton.language as tl
 
-from .launch_triton import previous_kernel
 from .plan import HALVES_SCALE
 
 UNSCALE = tl.constexpr(1.0 / HALVES_SCALE)

@@ -40,10 +40,11 @@ def cuda_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
         ValueError: a weight too large for that.
     """
     sizes, config = CudaSizes.of(model.config), model.config
-    f, full = config.features, sizes.features
+    full = sizes.features
 
     def padded(t: torch.Tensor, *shape: int) -> np.ndarray:
-        """To that shape: along each dimension blocks of f numbers become blocks of ``full`` (those of the readout half as many)."""
+        """To that shape: along each dimension blocks of as many numbers as the model has features become blocks of ``full`` (those of
+        the readout half as many)."""
         t = t.detach()
         for axis, size in enumerate(shape):
             if t.shape[axis] != size:

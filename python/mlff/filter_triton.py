@@ -65,7 +65,6 @@ def stack(columns):
     if len(columns) == 1:
         return columns[0]
     else:
-        half: tl.constexpr = len(columns) // 2
         return tl.join(stack(columns[0::2]), stack(columns[1::2]))
 
 

@@ -233,15 +233,6 @@ def test_cuda_graphs_are_a_property_of_the_force(model, model_path):
     assert mlff.openmm.create_force(model_path, topology_of(atoms)).getProperties()["useCUDAGraphs"] == "false"
 
 
-def test_cuda_graphs_are_a_property_of_the_force(model, model_path):
-    """Which other platforms do not look at."""
-    atoms = ethanol()
-    assert mlff.openmm.create_force(model_path, topology_of(atoms)).getProperties()["useCUDAGraphs"] == "false"
-    force = mlff.openmm.create_force(model_path, topology_of(atoms), use_cuda_graphs=True)
-    assert force.getProperties()["useCUDAGraphs"] == "true"
-    assert_as_reference(model, context_of(atoms, force), atoms)
-
-
 def test_self_check(model_path):
     mlff.openmm.create_force(model_path, topology_of(ethanol()), self_check=True)
 

@@ -94,6 +94,22 @@ def failed(name: str, note: str) -> Check:
     return Check(name, None, note=note, passed=False)
 
 
+def compare_parts(sections: Dict[str, tuple], mine: dict, theirs: Optional[dict], teacher: str) -> List[Check]:
+    """Rows of the parts of a suite. sections: by part, the function that compares its results with the teacher's (None where it has
+    none) and the title of its section."""
+    checks: List[Check] = []
+    for part, (function, title) in sections.items():
+        if "error" in mine[part]:
+            rows = [failed(part, str(mine[part]["error"]))]
+        else:
+            other = None if theirs is None or "error" in theirs.get(part, {"error": ""}) else theirs[part]
+            rows = function(mine[part], other, teacher)
+        for row in rows:
+            row.section = title
+        checks += rows
+    return checks
+
+
 @dataclass
 class Case:
     """The model and the structures under test. ``structures`` carry no calculator; ``labels[k]`` are those of structure k.

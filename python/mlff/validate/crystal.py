@@ -21,7 +21,7 @@ from ase.phonons import Phonons
 from ase.stress import full_3x3_to_voigt_6_stress
 from matplotlib.figure import Figure
 
-from .checks import Check, conservation, failed, png
+from .checks import Check, compare_parts, conservation, failed, png
 from .measurement import TIMESTEP, Breakdown, Job, dynamics, nve, thermalize
 
 CRYSTALS = {  # elements: formula, structure, lattice constant in Angstrom to start from
@@ -232,20 +232,13 @@ def samples(job: Job) -> dict[str, Atoms]:
 
 def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
     """Rows of the report. ``mine`` and ``theirs`` are the parts of measurements."""
-    checks: list[Check] = []
-    for function, title in (
-        (_lattice, "Equation of state"), (_elasticity, "Elastic constants"), (_phonons, "Phonons"),
-        (_stability, "Stability at 300 K"),
-    ):  # fmt: skip
-        part = function.__name__[1:]
-        if "error" in mine[part]:
-            rows = [failed(part, str(mine[part]["error"]))]
-        else:
-            other = None if theirs is None or "error" in theirs.get(part, {"error": ""}) else theirs[part]
-            rows = function(mine[part], other, teacher)
-        for row in rows:
-            row.section = title
-        checks += rows
+    sections = {
+        "lattice": (_lattice, "Equation of state"),
+        "elasticity": (_elasticity, "Elastic constants"),
+        "phonons": (_phonons, "Phonons"),
+        "stability": (_stability, "Stability at 300 K"),
+    }
+    checks = compare_parts(sections, mine, theirs, teacher)
     if not any("error" in mine[part] for part in ("lattice", "elasticity")):
         c, b = mine["elasticity"], mine["lattice"]["b"]
         value = 100 * abs((c["c11"] + 2 * c["c12"]) / 3 / b - 1)

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .checks import Check, conservation, failed, png
+from .checks import Check, compare_parts, conservation, failed, png
 from .measurement import TIMESTEP, Breakdown, Job, dynamics, nve, relax, thermalize
 
 KCAL = units.kcal / units.mol
@@ -241,20 +241,14 @@ def rmsd(a: np.ndarray, b: np.ndarray, numbers) -> float:
 
 def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
     """Rows of the report. ``mine`` and ``theirs`` are the parts of measurements."""
-    checks: list[Check] = []
-    for function, title in (
-        (_conformers, "Conformers"), (_torsions, "Torsion profiles"), (_vibrations, "Vibrations of G2 molecules"),
-        (_interactions, "S22 interaction energies"), (_stability, "Stability at 500 K"),
-    ):  # fmt: skip
-        part = function.__name__[1:]
-        if "error" in mine[part]:
-            rows = [failed(part, str(mine[part]["error"]))]
-        else:
-            other = None if theirs is None or part not in theirs or "error" in theirs[part] else theirs[part]
-            rows = function(mine[part], other, teacher)
-        for row in rows:
-            row.section = title
-        checks += rows
+    sections = {
+        "conformers": (_conformers, "Conformers"),
+        "torsions": (_torsions, "Torsion profiles"),
+        "vibrations": (_vibrations, "Vibrations of G2 molecules"),
+        "interactions": (_interactions, "S22 interaction energies"),
+        "stability": (_stability, "Stability at 500 K"),
+    }
+    checks = compare_parts(sections, mine, theirs, teacher)
     if "conservation" in mine:
         checks += conservation(mine)
     return checks

@@ -14,7 +14,7 @@ from ase.md.langevinbaoab import LangevinBAOAB
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
-from .checks import Check, conservation, failed, png
+from .checks import Check, compare_parts, conservation, png
 from .measurement import TIMESTEP, Job, block_error, dynamics, nve, relax, thermalize
 
 TEMPERATURE = 300.0  # K
@@ -166,17 +166,11 @@ def samples(job: Job) -> dict[str, Atoms]:
 
 def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
     """Rows of the report. ``mine`` and ``theirs`` are the parts of measurements."""
-    checks: list[Check] = []
-    for function, title in ((_liquid, "Structure and diffusion at constant volume"), (_pressure, "Density at constant pressure")):
-        part = function.__name__[1:]
-        if "error" in mine[part]:
-            rows = [failed(part, str(mine[part]["error"]))]
-        else:
-            other = None if theirs is None or "error" in theirs.get(part, {"error": ""}) else theirs[part]
-            rows = function(mine[part], other, teacher)
-        for row in rows:
-            row.section = title
-        checks += rows
+    sections = {
+        "liquid": (_liquid, "Structure and diffusion at constant volume"),
+        "pressure": (_pressure, "Density at constant pressure"),
+    }
+    checks = compare_parts(sections, mine, theirs, teacher)
     if "conservation" in mine:
         checks += conservation(mine)
     return checks
