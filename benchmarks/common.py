@@ -4,8 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import torch
+
 from mlff import bench
 from mlff.bench import water_box  # noqa: F401
+from mlff.compile import ARCHITECTURES
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,3 +25,12 @@ def write_results(name: str, results: dict) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     return path
+
+
+def architectures(device: str) -> tuple:
+    """For which GPUs a model file is made: that of the device, by its machine code or else by all of it; none for a CPU."""
+    if device == "cpu":
+        return ()
+    major, minor = torch.cuda.get_device_capability(device)
+    fitting = [x for x in ARCHITECTURES if x // 10 == major and x % 10 <= minor]
+    return (max(fitting),) if fitting else ARCHITECTURES

@@ -16,7 +16,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import torch
-from common import environment, water_box, write_results
+from common import architectures, environment, water_box, write_results
 from rich.console import Console
 
 import mlff
@@ -112,14 +112,13 @@ def main():
     parser.add_argument("--molecules", default="4056,32445", help="water molecules of the LAMMPS runs (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="MD steps of each LAMMPS run")
     args = parser.parse_args()
-    major, minor = torch.cuda.get_device_capability()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         droplet = water_box(7)
         droplet.set_cell(None)
         droplet.pbc = False
-        model = export("ethanol-water", folder / "model.pt", structure=droplet, architectures=(10 * major + minor,))
+        model = export("ethanol-water", folder / "model.pt", structure=droplet, architectures=architectures("cuda"))
         for n in map(int, args.molecules.split(",")):
             atoms = water_box(n)
             bare, step = bare_step(model, atoms, 15), lammps_step(model, atoms, args.steps)

@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 import mlff
-from common import environment, write_results
+from common import architectures, environment, write_results
 from mlff.bench import in_order, label
-from mlff.compile import ARCHITECTURES
 from mlff.export import export
 from mlff.painn import PaiNN, PaiNNConfig, save_checkpoint
 
@@ -34,21 +33,12 @@ def random_checkpoint(path: Path) -> Path:
     return path
 
 
-def architecture(device: str) -> tuple:
-    """Of the machine code for this GPU; all, if there is none."""
-    if device == "cpu":
-        return ()
-    major, minor = torch.cuda.get_device_capability(device)
-    fitting = [x for x in ARCHITECTURES if x // 10 == major and x % 10 <= minor]
-    return (max(fitting),) if fitting else ARCHITECTURES
-
-
 def measure(name: str, checkpoint: Path, folder: Path, args) -> dict:
     """Results of `mlff bench`, with "error" if something went wrong."""
     result, output = {}, folder / name
     start = time.perf_counter()
     try:
-        model = export(checkpoint, folder / f"{name}.pt", architectures=architecture(args.device))
+        model = export(checkpoint, folder / f"{name}.pt", architectures=architectures(args.device))
         result.update(export_s=time.perf_counter() - start, file_bytes=model.stat().st_size)
         command = [sys.executable, "-m", "mlff", "bench", model, "--output", output, "--device", args.device]
         command += ["--seconds", args.seconds, "--peers", checkpoint] + (["--sizes", args.sizes] if args.sizes else [])

@@ -16,10 +16,9 @@ from pathlib import Path
 import ase.io
 import matplotlib
 import numpy as np
-import torch
 from scipy.stats import linregress
 
-from common import RESULTS, environment, water_box, write_results
+from common import RESULTS, architectures, environment, water_box, write_results
 from mlff.core import Model
 from mlff.demo import lammps
 from mlff.export import export
@@ -112,8 +111,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        architectures = (10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1],) if args.device == "cuda" else ()
-        export(args.model, folder / "model.pt", architectures=architectures)
+        export(args.model, folder / "model.pt", architectures=architectures(args.device))
         atoms = water_box(args.molecules)
         step, energy, temperature, seconds = {"lammps": run_lammps, "openmm": run_openmm}[args.engine](folder, atoms, args)
         sha256 = Model(folder / "model.pt").sha256

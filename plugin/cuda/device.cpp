@@ -82,8 +82,8 @@ Device::Device(std::shared_ptr<const Model> m, int n)
       plan(*model->cuda_plan),
       ordinal(n),
       context(primary_context(n)),
-      overlaps(can_overlap(plan, architecture_for(*model, n))),
       architecture_(architecture_for(*model, n)),
+      overlaps_(can_overlap(plan, architecture_)),
       max_shared_(attribute(kAttributeMaxShared, n)),
       functions_(plan.kernels.size()) {
   const Current current(context);

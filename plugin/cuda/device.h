@@ -30,16 +30,18 @@ class Device {
   };
   // Loads the kernel's machine code when it is first asked for: not while a stream is capturing. The context must be current.
   const Function &function(int kernel);
+  // Whether a kernel may be launched while the one before runs: it waits for that where it must.
+  bool overlaps() const { return overlaps_; }
   DevicePointer tensor(int index) const { return tensors_.get() + offsets_[index]; }
 
   const std::shared_ptr<const Model> model;
   const Plan &plan;
   const int ordinal;
   const Context context;
-  const bool overlaps;  // kernels may be launched while the one before runs: they wait for it where they must
 
  private:
   const std::string architecture_;
+  const bool overlaps_;
   int max_shared_ = 0;
   std::mutex mutex_;
   std::vector<Module> modules_;

@@ -250,7 +250,7 @@ void CudaSystem::launch(std::span<const Stage *const> stages, StreamHandle strea
   for (const Stage *stage : stages) {
     if (stage->kernel < 0) continue;
     launch(*stage, stream, overlap, caller);
-    overlap = device_->overlaps;
+    overlap = device_->overlaps();
   }
 }
 

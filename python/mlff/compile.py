@@ -86,9 +86,8 @@ def compile_plan(
             for code, content in codes.items():
                 kernels[name]["shared"][code] = answer["shared"]
                 tensors[f"cuda.{code}.{name}"] = np.frombuffer(content, np.uint8)
-    overlapping = [
-        f"sm_{x}" for x in architectures if all(answer["waits"] for job, answer in answers.items() if x in json.loads(job)["architectures"])
-    ]
+    waiting = [target for target in targets if all(answers[jobs[name, target]]["waits"] for name in used)]
+    overlapping = [f"sm_{x}" for x in architectures if any(x in TARGETS[target] for target in waiting)]
     return {"kernels": kernels, "overlapping": overlapping}, tensors
 
 

@@ -3,8 +3,8 @@
 Nothing is scattered: the forward pass sums over the row of the destination, the backward pass over the row of the source,
 whose edges are the same pairs seen from the other side. A program takes TILE consecutive rows, one after the other, and a
 slice of C channels. Narrow slices keep the registers of a program few, and so many of them at work, which is what hides the
-time that the gathers take. With one row, what is known of its edges is loaded, and their filters are made, before the kernel
-before has ended.
+time that the gathers take. With one row, what is known of its edges is loaded, and going forward their filters are made, before
+the kernel before has ended.
 
 The atom-wise kernels have the form of dense_triton.py.
 """
@@ -15,7 +15,7 @@ import triton.language as tl
 from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, store_hidden, weights
 from .filter_triton import basis_of, envelope, first_wave, next_wave
 from .launch_triton import previous_kernel
-from .update_triton import load_vector
+from .update_triton import load_sum, load_vector
 
 
 @triton.jit
@@ -128,8 +128,8 @@ def source_features_backward(
     if EXIT:
         if tl.program_id(0) // (F // BN) * BM >= n:
             return
-    g_0, g_1, g_2 = load_vector(g_hidden + row * (3 * F) + k[None, :], F)
-    tl.store(g_out + row * (4 * F) + c, g_s + product((g_0 + g_1 + g_2) * factor, w_hi, w_lo))
+    g_h = load_sum(g_hidden + row * (3 * F) + k[None, :], F, 3)
+    tl.store(g_out + row * (4 * F) + c, g_s + product(g_h * factor, w_hi, w_lo))
 
 
 @triton.jit
@@ -213,7 +213,7 @@ def message_backward(
     slice = tl.program_id(0) % (F // C)
     c = slice * C + tl.arange(0, C)
     k = tl.arange(0, KB)
-    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, tl.program_id(0) % (F // C) * C + filter_columns(C), F, KB)
+    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, slice * C + filter_columns(C), F, KB)
     zero = tl.zeros([BE, C], tl.float32)
     if TILE > 1:
         previous_kernel()

@@ -254,9 +254,9 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         name, grid = launch
         stages.append(plan.stage(name, args, grid, "backward" if backward else "forward"))
 
-    def launch(function: Callable, grid: List[Any], warps: int, suffix: str = "", stages: int = 3, **constants):
+    def launch(function: Callable, grid: List[Any], warps: int, suffix: str = "", **constants):
         name = f"{function.__name__}{suffix}.{schedule.name}"
-        plan.launch(name, function, warps=warps, stages=stages, **constants)
+        plan.launch(name, function, warps=warps, stages=3, **constants)
         return name, grid
 
     def product_kernel(function: Callable, blocks: Blocks, suffix: str = "", width: int = f, **more):

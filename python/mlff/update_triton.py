@@ -19,6 +19,15 @@ def load_vector(pointer, STRIDE: tl.constexpr):
 
 
 @triton.jit
+def load_sum(pointer, STRIDE: tl.constexpr, BLOCKS: tl.constexpr):
+    """Sum of BLOCKS numbers that are STRIDE apart."""
+    value = tl.load(pointer)
+    for k in tl.static_range(1, BLOCKS):
+        value += tl.load(pointer + k * STRIDE)
+    return value
+
+
+@triton.jit
 def norm_of(p_0, p_1, p_2):
     return tl.sqrt(p_0 * p_0 + p_1 * p_1 + p_2 * p_2 + NORM_EPSILON)
 
@@ -183,9 +192,7 @@ def update_backward(
         if EXIT:
             if tl.program_id(0) // (2 * F // BN) * BM >= n:
                 return
-        g_h = tl.load(g_hidden) + tl.load(g_hidden + F)
-        if not LAST:
-            g_h += tl.load(g_hidden + 2 * F)
+        g_h = load_sum(g_hidden, F, 2 if LAST else 3)
         tl.store(g_out + row * (4 * F) + c, g_s + product(g_h * factor, w_hi, w_lo))
         tl.store(out + F, q_0)
         tl.store(out + 3 * F, q_1)
@@ -197,9 +204,7 @@ def update_backward(
         if EXIT:
             if tl.program_id(0) // (2 * F // BN) * BM >= n:
                 return
-        g_h = tl.load(g_hidden) + tl.load(g_hidden + F)
-        if not LAST:
-            g_h += tl.load(g_hidden + 2 * F)
+        g_h = load_sum(g_hidden, F, 2 if LAST else 3)
         along = product(g_h * factor, w_hi, w_lo) / norm
         tl.store(out, g_dot * q_0 + along * p_0)
         tl.store(out + 2 * F, g_dot * q_1 + along * p_1)

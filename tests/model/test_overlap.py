@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from mlff.painn import PaiNNConfig  # noqa: E402
 from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
-LOADS = {"load", "weights", "load_vector", "filter_weights", "_load_vectors", "_row", "_failed"}
+LOADS = {"load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "_row", "_failed"}
 STORES = {"store", "store_hidden", "store_halves", "atomic_add", "atomic_max", "atomic_xchg"}
 
 
