@@ -15,7 +15,6 @@ pytest.importorskip("pydantic", reason="training is not installed: pip install '
 FOLDER = Path(__file__).parent.parent / "examples" / "train" / "organics"
 sys.path.insert(0, str(FOLDER))
 
-from frames import load, rounded, save  # noqa: E402
 from geometry import (  # noqa: E402
     HELD_OUT, SCAN_KINDS, SMALL, SPLIT, TRAINING, VALIDATION, Source, beyond, bonds, closest, flown_apart, joined, named,
     rotatable, scans, side, starts, stretched, thermal, turned,
@@ -24,6 +23,7 @@ from geometry import (  # noqa: E402
 from mlff.train.config import read_config  # noqa: E402
 from mlff.train.data import split  # noqa: E402
 from mlff.train.dynamics import Batch  # noqa: E402
+from mlff.train.frames import load, rounded, save  # noqa: E402
 
 ETHANOL, BUTANE, BENZENE = molecule("CH3CH2OH"), molecule("trans-butane"), molecule("C6H6")
 

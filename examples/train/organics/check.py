@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from ase import Atoms, units
 
-from frames import load
 from geometry import HELD_OUT, flown_apart, side
 from mlff.files import replacing
 from mlff.painn import energy_and_gradient, load_checkpoint
 from mlff.train.data import batches, collate, graph
 from mlff.train.dynamics import Batch, Compiled, Langevin, Student, relax
 from mlff.train.fit import errors, predict
+from mlff.train.frames import load
 
 KCAL = units.kcal / units.mol
 

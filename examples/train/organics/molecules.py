@@ -33,8 +33,8 @@ from rdkit.Chem import AllChem
 from rdkit.Chem.rdMolDescriptors import CalcNumRotatableBonds
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from frames import save
 from geometry import ELEMENTS, HELD_OUT, SMALL, bonds, side
+from mlff.train.frames import save
 
 MAX_ATOMS = {"nci": 36, "wehi": 36}  # of a table; small molecules show a student as much chemistry for less
 LARGEST = 50

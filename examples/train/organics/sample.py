@@ -1,4 +1,4 @@
-"""Sampling and labels, every step minutes at most; files are compact (frames.py), and one that is there is not made again.
+"""Sampling and labels, every step minutes at most; files are compact (mlff.train.frames), and one that is there is not made again.
 
     python sample.py scans molecules.npz scans.npz --count 20000           by geometry: torsions, dimers, contacts ...
     python sample.py run molecules.npz md.npz --count 2000 --teacher       by dynamics, driven by AIMNet2
@@ -33,13 +33,13 @@ from ase.io import write
 from rich.console import Console
 from rich.progress import track
 
-from frames import load, rounded, save
 from geometry import ELEMENTS, HELD_OUT, TRAINING, VALIDATION, Source, flown_apart, scans, side, starts
 from mlff.files import replacing
 from mlff.painn import load_checkpoint, read_record
 from mlff.train.data import batches, collate, element_shifts, graph
 from mlff.train.dynamics import AIMNet2, Batch, Compiled, Langevin, Potential, Student, relax, sample
 from mlff.train.fit import energy_and_gradient, predict
+from mlff.train.frames import load, rounded, save
 from mlff.train.label import label
 from mlff.train.teachers import load_teacher
 

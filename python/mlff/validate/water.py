@@ -39,13 +39,14 @@ def lengths(job: Job) -> tuple[int, float, float]:
     return n, equilibrate, produce if job.settings.ps is None else job.settings.ps
 
 
-def box(n: int, rng: np.random.Generator) -> Atoms:
-    """n^3 molecules, randomly turned on the sites of a cubic lattice, at the experimental density. Order O H H."""
+def box(n: int | tuple[int, int, int], rng: np.random.Generator, density: float = DENSITY) -> Atoms:
+    """Molecules randomly turned on the sites of a cubic lattice, n^3 or n_x n_y n_z of them, at a density in g/cm^3. Order O H H."""
     one = molecule("H2O")
     one.positions -= one.get_center_of_mass()
-    spacing = (one.get_masses().sum() / DENSITY / units.kg * units.m**3 * 1e-3) ** (1 / 3)  # g/cm^3 = 1e-3 kg/(1e-2 m)^3
-    atoms = Atoms(cell=np.eye(3) * n * spacing, pbc=True)
-    for site in np.ndindex(n, n, n):
+    spacing = (one.get_masses().sum() / density / units.kg * units.m**3 * 1e-3) ** (1 / 3)  # g/cm^3 = 1e-3 kg/(1e-2 m)^3
+    sites = (n, n, n) if isinstance(n, int) else n
+    atoms = Atoms(cell=np.diag(sites) * spacing, pbc=True)
+    for site in np.ndindex(*sites):
         turned = one.copy()
         turned.positions = one.positions @ Rotation.from_quat(rng.normal(size=4)).as_matrix().T + (np.array(site) + 0.5) * spacing
         atoms += turned
