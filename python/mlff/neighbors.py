@@ -90,7 +90,6 @@ def _sorted(edges: Tensor, shifts: Optional[Tensor], x: Tensor, cutoff: float) -
     vectors = x[edges[1]] + shifts - x[edges[0]]
     keep = torch.linalg.vector_norm(vectors, dim=-1) < cutoff
     edges, shifts, vectors = edges[:, keep], shifts[keep], vectors[keep]
-    order = torch.arange(edges.shape[1], device=x.device)
-    for key in (shifts[:, 2], shifts[:, 1], shifts[:, 0], edges[1], edges[0]):  # stable sorts, the most significant key last
-        order = order[torch.argsort(key[order], stable=True)]
+    keys = (*shifts.T.flip(0), edges[1], edges[0])  # the most significant last
+    order = torch.as_tensor(np.lexsort([key.cpu().numpy() for key in keys]), device=x.device)
     return Neighbors(edges[:, order], shifts[order], vectors[order])

@@ -23,7 +23,7 @@ from ase import Atoms, units
 
 from geometry import HELD_OUT, flown_apart, side
 from mlff.files import replacing
-from mlff.painn import energy_and_gradient, load_checkpoint
+from mlff.painn import load_checkpoint
 from mlff.train.data import batches, collate, graph
 from mlff.train.dynamics import Batch, Compiled, Langevin, Student, relax
 from mlff.train.fit import errors, predict
@@ -37,7 +37,7 @@ def energies(model, graphs: list, max_edges: int, device: str) -> np.ndarray:
     result = np.zeros(len(graphs))
     for members in batches(graphs, max_edges):
         with torch.no_grad():
-            result[members] = predict(energy_and_gradient, model, collate([graphs[k] for k in members]).to(device))[0].cpu().numpy()
+            result[members] = predict(model, collate([graphs[k] for k in members]).to(device))[0].cpu().numpy()
     return result
 
 

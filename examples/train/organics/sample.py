@@ -38,7 +38,7 @@ from mlff.files import replacing
 from mlff.painn import load_checkpoint, read_record
 from mlff.train.data import batches, collate, element_shifts, graph
 from mlff.train.dynamics import AIMNet2, Batch, Compiled, Langevin, Potential, Student, relax, sample
-from mlff.train.fit import energy_and_gradient, predict
+from mlff.train.fit import predict
 from mlff.train.frames import load, rounded, save
 from mlff.train.label import label
 from mlff.train.teachers import load_teacher
@@ -150,7 +150,7 @@ def errors(frames: list[Atoms], checkpoint: Path, device: str) -> np.ndarray:
     for members in progress(batches(graphs, 40000 if device == "cpu" else 500_000), "student"):
         batch = collate([graphs[k] for k in members]).to(device)
         with torch.no_grad():
-            forces = predict(energy_and_gradient, model, batch)[1]
+            forces = predict(model, batch)[1]
         deviation = (forces - batch.forces).norm(dim=1)
         mean = torch.zeros_like(batch.energy).index_add(0, batch.structure, deviation.to(batch.energy)) / batch.n_atoms
         result[members] = mean.cpu().numpy()

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.io import read
+from ase.io.formats import string2index
 from torch import Tensor
 
 from ..neighbors import find_neighbors
+from .frames import load
 
 # values that mean neutral and closed shell; a spin is given as multiplicity or as number of unpaired electrons
 NEUTRAL = {"charge": (0,), "total_charge": (0,), "spin": (0, 1), "total_spin": (0, 1), "multiplicity": (1,)}
@@ -86,28 +89,99 @@ def collate(graphs: list[Graphs]) -> Graphs:
     return Graphs(**parts)
 
 
-def batches(graphs: list[Graphs], max_edges: int, generator: torch.Generator | None = None) -> list[list[int]]:
-    """Indices of graphs, grouped so that a batch holds at most `max_edges` edges (and at least one graph).
+def batches(
+    graphs: list[Graphs], max_edges: int, generator: torch.Generator | None = None, max_atoms: float = inf, max_structures: float = inf
+) -> list[list[int]]:
+    """Indices of graphs, grouped so that a batch stays within the limits (and holds at least one graph).
 
     Structures differ a hundredfold in size: batches of equal work, not of equal count, use a GPU evenly.
     With a generator the order is random.
     """
     order = torch.randperm(len(graphs), generator=generator).tolist() if generator else range(len(graphs))
-    result, edges = [[]], 0
+    result, edges, atoms = [[]], 0, 0
     for k in order:
-        count = graphs[k].edges.shape[1]
-        if result[-1] and edges + count > max_edges:
+        more_atoms, more_edges = len(graphs[k].atomic_numbers), graphs[k].edges.shape[1]
+        full = edges + more_edges > max_edges or atoms + more_atoms > max_atoms or len(result[-1]) >= max_structures
+        if result[-1] and full:
             result.append([])
-            edges = 0
+            edges, atoms = 0, 0
         result[-1].append(k)
-        edges += count
+        edges, atoms = edges + more_edges, atoms + more_atoms
     return result
 
 
+class Pool:
+    """Structures on a device, of which batches of one fixed size are drawn: without copies from the host or waits for it.
+
+    A CUDA graph needs tensors of fixed sizes, so batches are filled up with atoms of a last structure that has no weight
+    (n_atoms 0) and neighbours beyond the cutoff only.
+    """
+
+    def __init__(self, graphs: list[Graphs], max_edges: int, cutoff: float, device: str | torch.device):
+        self.graphs, self.device = graphs, device
+        sizes = torch.tensor([[len(g.atomic_numbers), g.edges.shape[1], 1] for g in graphs])
+        # atoms and structures that come with so many edges, and some more; the largest structure must find room
+        usual = (1.1 * max_edges * sizes.double().mean(0) / sizes[:, 1].double().mean().clamp(min=1.0)).ceil().long()
+        usual[1] = max_edges
+        self.limits = torch.maximum(usual, sizes.amax(0))
+        atoms, edges, self.structures = (self.limits + 1).tolist()
+        filling = Graphs(
+            atomic_numbers=graphs[0].atomic_numbers[:1].repeat(atoms),
+            edges=torch.zeros((2, edges), dtype=torch.long),
+            edge_vectors=torch.tensor([[2.0 * cutoff, 0.0, 0.0]], dtype=torch.float64).repeat(edges, 1),
+            structure=torch.zeros(atoms, dtype=torch.long),
+            edge_structure=torch.zeros(edges, dtype=torch.long),
+            n_atoms=torch.tensor([0]),
+            volume=torch.ones(1, dtype=torch.float64),
+            energy=torch.zeros(1, dtype=torch.float64),
+            forces=torch.zeros((atoms, 3), dtype=torch.float64),
+            stress=torch.zeros((1, 3, 3), dtype=torch.float64),
+            has_stress=torch.tensor([False]),
+            index=torch.tensor([-1]),
+        )
+        self.whole = collate([*graphs, filling]).to(device)
+        self.counts = torch.cat([sizes[:, :2], torch.tensor([[atoms, edges]])])
+        self.first = (self.counts.cumsum(0) - self.counts).to(device)
+
+    def batches(self, generator: torch.Generator) -> list[list[int]]:
+        """Indices of all structures in random order, grouped into batches that fit."""
+        atoms, edges, structures = self.limits.tolist()
+        return batches(self.graphs, edges, generator, atoms, structures)
+
+    def batch(self, members: list[int]) -> Graphs:
+        """The structures `members`, filled up."""
+        members = members + [len(self.graphs)] * (self.structures - len(members))
+        atoms, edges = self.counts[-1].tolist()
+        counts = self.counts[members]
+        counts[len(members) - members.count(len(self.graphs)) :] = 0
+        counts[-1] = self.counts[-1] - counts.sum(0)
+        member, counts = torch.tensor(members).to(self.device, non_blocking=True), counts.to(self.device, non_blocking=True)
+        atom, structure = _rows(self.first[member, 0], counts[:, 0], atoms)
+        edge, edge_structure = _rows(self.first[member, 1], counts[:, 1], edges)
+        moved = counts[:, 0].cumsum(0) - counts[:, 0] - self.first[member, 0]
+        whole = self.whole
+        of_structure = {name: getattr(whole, name)[member] for name in ("n_atoms", "volume", "energy", "stress", "has_stress", "index")}
+        return Graphs(
+            atomic_numbers=whole.atomic_numbers[atom],
+            edges=whole.edges[:, edge] + moved[edge_structure],
+            edge_vectors=whole.edge_vectors[edge],
+            structure=structure,
+            edge_structure=edge_structure,
+            forces=whole.forces[atom],
+            **of_structure,
+        )
+
+
+def _rows(first: Tensor, counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Rows first[k] ... first[k] + counts[k] - 1 for all k, one after the other, and the k of each."""
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=total)
+    return torch.arange(total, device=counts.device) + (first - counts.cumsum(0) + counts)[owner], owner
+
+
 def read_structures(path: Path, index: str = ":") -> list[Atoms]:
-    """The frames `index` (a slice, or one number) of a file in any format that ASE reads, each checked (check)."""
+    """The frames `index` (a slice, or one number) of a file, each checked (check): a compact one (frames.py), or any that ASE reads."""
     try:
-        frames = read(path, index)
+        frames = load(path)[string2index(index)] if path.suffix == ".npz" else read(path, index)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file of structures") from None
     except Exception as e:  # readers of foreign files raise what they will

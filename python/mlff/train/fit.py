@@ -16,10 +16,11 @@ On the CPU, equal seeds give equal weights; on a GPU sums over edges are atomic 
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -28,17 +29,17 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..files import replacing
 from ..painn import PaiNN, energy_and_gradient
 from .config import FitConfig
-from .data import Graphs, batches, collate
+from .data import Graphs, Pool, batches, collate
 
 
-def predict(evaluate, model: PaiNN, batch: Graphs) -> tuple[Tensor, Tensor, Tensor]:
+def predict(model: PaiNN, batch: Graphs) -> tuple[Tensor, Tensor, Tensor]:
     """Energy [B] in eV, forces [N, 3] in eV/A and virial [B, 3, 3] in eV (= -V * stress)."""
-    energies, gradient = evaluate(model, batch.atomic_numbers, batch.edges, batch.edge_vectors)
+    energies, gradient = energy_and_gradient(model, batch.atomic_numbers, batch.edges, batch.edge_vectors)
     energy = torch.zeros_like(batch.energy).index_add(0, batch.structure, energies)
     forces = torch.zeros_like(batch.forces)
     forces = forces.index_add(0, batch.edges[0], gradient).index_add(0, batch.edges[1], -gradient)
@@ -52,6 +53,7 @@ def loss_terms(prediction: tuple[Tensor, Tensor, Tensor], batch: Graphs) -> tupl
     energy, forces, virial = prediction
     n = batch.n_atoms.to(energy.dtype)
     share = n.sqrt() / n.sqrt().sum()
+    n = n.clamp(min=1.0)  # what fills up a batch has no share
     energy_error = (energy - batch.energy).abs() / n
     # the norm has no derivative at zero, which a converged atom could reach
     force_error = (forces - batch.forces).square().sum(1).add(1e-10).sqrt()
@@ -70,7 +72,7 @@ def errors(model: PaiNN, graphs: list[Graphs], kinds: list[str], max_edges: int,
     rows: dict[str, list[tuple]] = {}
     for members in batches(graphs, max_edges):
         batch = collate([graphs[k] for k in members]).to(device)
-        energy, forces, virial = predict(energy_and_gradient, model, batch)
+        energy, forces, virial = predict(model, batch)
         d_energy = ((energy - batch.energy) / batch.n_atoms).cpu().numpy()
         d_forces = (forces - batch.forces).cpu()
         d_stress = (-virial / batch.volume[:, None, None] - batch.stress).cpu().numpy()
@@ -107,7 +109,7 @@ def mean_terms(model: PaiNN, graphs: list[Graphs], max_edges: int, device: str) 
     for members in batches(graphs, max_edges):
         batch = collate([graphs[k] for k in members]).to(device)
         weight = float(batch.n_atoms.double().sqrt().sum())
-        total += weight * torch.stack(loss_terms(predict(energy_and_gradient, model, batch), batch)).cpu()
+        total += weight * torch.stack(loss_terms(predict(model, batch), batch)).cpu()
         votes += weight
     return (total / votes).tolist()
 
@@ -145,13 +147,13 @@ def fit(
     """
     job = {**(job or {}), "fit": config.model_dump()}
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    cuda = torch.device(device).type == "cuda"
     model = model.to(device)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, amsgrad=True
-    )
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    # a rate on the device can change between the launches of a CUDA graph
+    rate = torch.tensor(config.learning_rate, device=device) if cuda else config.learning_rate
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=config.weight_decay, amsgrad=True, fused=cuda, capturable=cuda)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config))
-    evaluate = torch.compile(energy_and_gradient, dynamic=True) if config.compile else energy_and_gradient
     weights = torch.tensor([config.energy_weight, config.force_weight, config.stress_weight], device=device)
 
     parts = {"model": model, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
@@ -165,55 +167,95 @@ def fit(
         step, epoch, position, best = state["step"], state["epoch"], state["position"], state["best"]
         curves = [Point(**point) for point in state["curves"]]
 
+    pool = Pool(train, config.max_edges, model.config.cutoff, device)
+    running = torch.zeros(4, device=device, dtype=torch.float64)  # sums of the parts of the loss, and how many
+    terms_of = torch.compile(training_terms, dynamic=False) if config.compile else training_terms
+    average = get_ema_multi_avg_fn(config.ema_decay)
+
+    def take_step(batch: Graphs) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        terms = terms_of(model, batch)
+        (weights * terms).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        average(list(averaged.parameters()), [p.detach() for p in model.parameters()], None)
+        running.add_(torch.cat([terms.detach(), terms.new_ones(1)]))
+
+    take_step = graphed(take_step) if cuda and config.compile else take_step
+
     def epoch_batches(epoch: int) -> list[list[int]]:
         # the order depends on seed and epoch alone, so a resumed run sees the batches that it would have seen
-        generator = torch.Generator().manual_seed(1_000_003 * config.seed + epoch)
-        return batches(train, config.max_edges, generator)
+        return pool.batches(torch.Generator().manual_seed(1_000_003 * config.seed + epoch))
 
     def age_of_best() -> int:
         return len(curves) - 1 - min(range(len(curves)), key=lambda k: curves[k].loss) if curves else 0
 
     started = time.time() - (curves[-1].seconds if curves else 0.0)
     order = epoch_batches(epoch)
-    running = torch.zeros(4, device=device, dtype=torch.float64)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("fit", total=config.steps, completed=step)
         while step < config.steps and not 0 < config.patience <= age_of_best():
             if position == len(order):
                 epoch, position = epoch + 1, 0
                 order = epoch_batches(epoch)
-            batch = collate([train[k] for k in order[position]]).to(device)
-            terms = torch.stack(loss_terms(predict(evaluate, model, batch), batch))
-            optimizer.zero_grad(set_to_none=True)
-            (weights * terms).sum().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            rate = schedule.get_last_lr()[0]
-            optimizer.step()
+            take_step(pool.batch(order[position]))
             schedule.step()
-            averaged.update_parameters(model)
             step, position = step + 1, position + 1
-            running += torch.cat([terms.detach(), terms.new_ones(1)])
             progress.advance(task)
             if step % config.report_every == 0 or step == config.steps:
                 mean = (running[:3] / running[3]).tolist()
                 running.zero_()
-                checked = mean_terms(averaged.module, validation, config.max_edges, device) if validation else []
+                checked = mean_terms(averaged, validation, config.max_edges, device) if validation else []
                 if not np.all(np.isfinite([*mean, *checked])):
                     raise FloatingPointError(f"the loss is not finite at step {step}: {mean}, {checked}; lower fit.learning_rate")
                 loss = float(np.dot(weights.tolist(), checked or mean))
-                curves.append(Point(step, rate, mean, checked, loss, time.time() - started))
+                used = config.learning_rate * learning_rate_factor(step - 1, config)
+                curves.append(Point(step, used, mean, checked, loss, time.time() - started))
                 if validation and age_of_best() == 0:
-                    best = {name: tensor.clone() for name, tensor in averaged.module.state_dict().items()}
+                    best = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
                 if state_path:
                     state = {name: part.state_dict() for name, part in parts.items()}
                     counters = {"step": step, "epoch": epoch, "position": position}
                     with replacing(state_path) as path:
                         torch.save({**state, **counters, "best": best, "curves": [asdict(p) for p in curves], "job": job}, path)
                 if report:
-                    report(averaged.module, curves)
+                    report(averaged, curves)
     if best:
-        averaged.module.load_state_dict(best)
-    return averaged.module, curves
+        averaged.load_state_dict(best)
+    return averaged, curves
+
+
+def training_terms(model: PaiNN, batch: Graphs) -> Tensor:
+    """loss_terms [3] of one batch: what is differentiated, and compiled."""
+    return torch.stack(loss_terms(predict(model, batch), batch))
+
+
+def graphed(take_step: Callable[[Graphs], None]) -> Callable[[Graphs], None]:
+    """The same step as one launch of a CUDA graph, without which the host takes longer to launch it than a GPU to do it.
+
+    The first steps are taken without: they compile and allocate, which must not happen while a graph is captured.
+    """
+    taken, graph, stream = 0, torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    static: Graphs | None = None
+
+    def replay(batch: Graphs) -> None:
+        nonlocal taken, static
+        taken += 1
+        if taken <= 3:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                take_step(batch)
+            torch.cuda.current_stream().wait_stream(stream)
+            return
+        if static is None:
+            static = batch
+            with torch.cuda.graph(graph):
+                take_step(static)
+        for f in fields(Graphs):
+            getattr(static, f.name).copy_(getattr(batch, f.name))
+        graph.replay()
+
+    return replay
 
 
 def read_state(path: Path, job: dict, device: str) -> dict:

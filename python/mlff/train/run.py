@@ -48,8 +48,7 @@ def train(path: Path, device: str) -> dict:
     sides = split(frames, data.split_by, data.validation, data.held_out, settings.seed)
     torch.manual_seed(settings.seed)
     model = new_model(config, frames, sides[0])
-    # small enough to stay on the device
-    graphs = [graph(atoms, model.config.cutoff, k).to(device) for k, atoms in enumerate(frames)]
+    graphs = [graph(atoms, model.config.cutoff, k) for k, atoms in enumerate(frames)]
     training, validation, held_out = ([graphs[k] for k in side] for side in sides)
     counts = f"{len(training)} structures to train on, {len(validation)} to validate with, {len(held_out)} held out"
     print(f"{counts}; {device}", flush=True)
