@@ -24,7 +24,7 @@ from ase import Atoms, units
 from geometry import HELD_OUT, flown_apart, side
 from mlff.files import replacing
 from mlff.painn import load_checkpoint
-from mlff.train.data import batches, collate, graph
+from mlff.train.data import batches, collate, make_graphs
 from mlff.train.dynamics import Batch, Compiled, Langevin, Student, relax
 from mlff.train.fit import errors, predict
 from mlff.train.frames import load
@@ -50,7 +50,7 @@ def statistics(deviations) -> dict:
 def check_labels(args) -> None:
     frames = [atoms for path in args.files for atoms in load(path)]
     model = load_checkpoint(args.model).to(args.device).requires_grad_(False)
-    graphs = [graph(atoms, model.config.cutoff, k) for k, atoms in enumerate(frames)]
+    graphs = make_graphs(frames, model.config.cutoff)
     max_edges = 40_000 if args.device == "cpu" else 500_000
     report: dict = {"errors": errors(model, graphs, [atoms.info["kind"] for atoms in frames], max_edges, args.device)}
     ours, theirs = energies(model, graphs, max_edges, args.device), np.array([atoms.calc.results["energy"] for atoms in frames])

@@ -36,7 +36,7 @@ from rich.progress import track
 from geometry import ELEMENTS, HELD_OUT, TRAINING, VALIDATION, Source, flown_apart, scans, side, starts
 from mlff.files import replacing
 from mlff.painn import load_checkpoint, read_record
-from mlff.train.data import batches, collate, element_shifts, graph
+from mlff.train.data import batches, collate, element_shifts, make_graphs
 from mlff.train.dynamics import AIMNet2, Batch, Compiled, Langevin, Potential, Student, relax, sample
 from mlff.train.fit import predict
 from mlff.train.frames import load, rounded, save
@@ -145,7 +145,7 @@ def make_labels(args) -> None:
 def errors(frames: list[Atoms], checkpoint: Path, device: str) -> np.ndarray:
     """Mean force error of a student in every frame [F], eV/Angstrom (norms of atoms' deviations)."""
     model = load_checkpoint(checkpoint).to(device).requires_grad_(False)
-    graphs = [graph(atoms, model.config.cutoff, k) for k, atoms in enumerate(frames)]
+    graphs = make_graphs(frames, model.config.cutoff)
     result = np.zeros(len(frames))
     for members in progress(batches(graphs, 40000 if device == "cpu" else 500_000), "student"):
         batch = collate([graphs[k] for k in members]).to(device)

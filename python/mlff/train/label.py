@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from ..files import replacing
 from . import MAX_FORCE
-from .data import place, read_structures, sha256
+from .data import Place, read_structures, sha256
 from .teachers import Teacher
 
 
@@ -61,7 +61,7 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
 
     frames = read_structures(source, index)
     for k, atoms in enumerate(frames):
-        _suits(atoms, teacher, place(source, k, atoms, index))
+        _suits(atoms, teacher, Place(source, k, atoms, index))
     part, state = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
     done = {"frames": 0, "labelled": 0, "left_out": 0, "not_finite": 0, "bytes": 0}
     if part.is_file() and _read(state).get("job") == job and part.stat().st_size >= _read(state)["done"]["bytes"]:
@@ -100,7 +100,7 @@ def summary(record: dict) -> str:
     return text + (f", {record['not_finite']} for which it returned NaN" if record["not_finite"] else "")
 
 
-def _suits(atoms: Atoms, teacher: Teacher, where: str) -> None:
+def _suits(atoms: Atoms, teacher: Teacher, where: Place) -> None:
     name = teacher.provenance["name"]
     if atoms.pbc.any() and not teacher.periodic:
         raise ValueError(f"{where}: the teacher {name} takes molecules in open space, got a periodic cell; choose another teacher")

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from ..files import replacing
 from ..painn import PaiNN, PaiNNConfig, load_checkpoint, read_record, save_checkpoint
 from .config import Config, DataConfig, read_config
-from .data import element_shifts, graph, read_frames, sha256, split
+from .data import element_shifts, make_graphs, read_frames, sha256, split
 from .fit import Point, errors, fit
 from .label import label_file, summary
 from .teachers import load_teacher
@@ -48,7 +48,7 @@ def train(path: Path, device: str) -> dict:
     sides = split(frames, data.split_by, data.validation, data.held_out, settings.seed)
     torch.manual_seed(settings.seed)
     model = new_model(config, frames, sides[0])
-    graphs = [graph(atoms, model.config.cutoff, k) for k, atoms in enumerate(frames)]
+    graphs = make_graphs(frames, model.config.cutoff)
     training, validation, held_out = ([graphs[k] for k in side] for side in sides)
     counts = f"{len(training)} structures to train on, {len(validation)} to validate with, {len(held_out)} held out"
     print(f"{counts}; {device}", flush=True)
