@@ -11,7 +11,9 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
+from ase.calculators.morse import MorsePotential
 from ase.md.langevinbaoab import LangevinBAOAB
+from ase.phonons import Phonons
 from scipy.spatial.transform import Rotation
 
 from mlff import cli
@@ -230,6 +232,35 @@ def test_copper_of_emt():
     assert labels[0] == "G" and np.abs(bands["bands"][0]).max() < 0.05 and top == pytest.approx(8.14, abs=0.1)  # THz
     total = np.trapezoid(bands["dos"], bands["dos_frequencies"])
     assert total == pytest.approx(3, rel=0.05)  # three branches
+
+
+def test_phonons_between_the_wave_vectors_of_the_supercell(tmp_path):
+    cell, results = bulk("Cu", "fcc", a=4.0), {}
+    potential = MorsePotential(rho0=2.5, r0=3.0, epsilon=1.0, rcut1=6.0, rcut2=9.0)  # reaches beyond the supercell
+    fitting = np.array([[1, 0, 0], [2, 1, 0], [1, 1, -1]]) / 3
+    near = np.linspace(0, 0.1, 11)[1:, None] * [1, 1, 0]  # nearer to the origin than any that fits
+    for kind in (Phonons, crystal.NearestImages):
+        run = kind(cell, potential, supercell=(3, 3, 3), delta=0.01, name=str(tmp_path / "phonon"))
+        run.run()
+        run.read(acoustic=True)
+        speed = run.band_structure(near, verbose=False) / near[:, :1]
+        results[kind] = run.band_structure(fitting), np.ptp(speed, axis=0) / speed.mean(0)
+    assert results[crystal.NearestImages][0] == pytest.approx(results[Phonons][0], abs=1e-7)
+    # sound has one speed, as long as every pair acts over its nearest images
+    assert results[crystal.NearestImages][1].max() < 0.05 < results[Phonons][1].max()
+
+
+def test_phonons_of_a_cell_with_a_basis(tmp_path):
+    found = []
+    for cubic, size in ((False, 5), (True, 3)):
+        cell = bulk("Cu", "fcc", a=3.59, cubic=cubic)
+        run = crystal.NearestImages(cell, EMT(), supercell=(size,) * 3, delta=0.01, name=str(tmp_path / f"phonon{size}"))
+        run.run()
+        run.read(acoustic=True)
+        waves = np.linspace(0.05, 0.45, 5)[:, None] * [1.0, 0.4, 0.0]  # of the cube
+        found.append(run.band_structure(waves @ cell.cell.array.T / 3.59, verbose=False))
+    apart = abs(found[0][:, :, None] - found[1][:, None])  # the four atoms of the cube have these bands and folded ones
+    assert apart.min(2).max() < 0.01 * found[0].max()
 
 
 def test_a_crystal_that_wants_another_lattice_is_followed_or_refused():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import tempfile
 from contextlib import redirect_stdout
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -158,12 +159,40 @@ def elasticity(job: Job) -> dict:
     return {"c11": np.diag(normal).mean(), "c12": off.mean(), "c44": shear.mean(), "deviation": deviation}
 
 
+class NearestImages(Phonons):
+    """Phonons in which two atoms act on each other over the nearest of their images, by equal shares over equally near ones.
+
+    ase.phonons takes the images of one parallelepiped of cells. In a skewed cell, as the primitive one of rock salt, those at its
+    corners are not the nearest, and acoustic frequencies between the origin and the first wave vector that fits into the supercell
+    become imaginary. At wave vectors that fit both are the same.
+    """
+
+    @cached_property
+    def images(self) -> tuple[np.ndarray, ...]:
+        """Of every image: atoms a and b, index of b's cell, vector to it [M, 3] in lattice vectors, weight; sorted by a and b."""
+        shifts = (np.indices((5, 5, 5)).reshape(3, -1).T - 2) * self.supercell
+        vectors = self.compute_lattice_vectors().T[:, None] + shifts
+        offsets = self.atoms.positions[None] - self.atoms.positions[:, None]
+        lengths = np.linalg.norm(vectors @ self.atoms.cell.array + offsets[:, :, None, None], axis=-1)
+        near = lengths < lengths.min(-1, keepdims=True) + 1e-3
+        first, second, cells, image = near.nonzero()
+        return first, second, cells, vectors[cells, image], 1 / near.sum(-1)[first, second, cells]
+
+    def compute_dynamical_matrix(self, q_scaled: np.ndarray, D_N: np.ndarray) -> np.ndarray:
+        first, second, cells, vectors, weights = self.images
+        n = len(self.atoms)
+        phases = weights * np.exp(-2j * np.pi * vectors @ q_scaled)
+        terms = phases[:, None, None] * D_N.reshape(-1, n, 3, n, 3)[cells, first, :, second]
+        blocks = np.add.reduceat(terms, np.searchsorted(first * n + second, np.arange(n * n)))
+        return blocks.reshape(n, n, 3, 3).swapaxes(1, 2).reshape(3 * n, 3 * n)
+
+
 def phonons(job: Job) -> dict:
     """Band structure along the standard path and density of states, finite displacements of 0.01 Angstrom, THz."""
     cell, _ = relaxed(job)
     size = supercell(cell, job, 10.0)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # it prints a line for each imaginary frequency
-        run = Phonons(cell, job.calculator, supercell=size, delta=0.01, name=str(Path(folder) / "phonon"))
+        run = NearestImages(cell, job.calculator, supercell=size, delta=0.01, name=str(Path(folder) / "phonon"))
         run.run()
         run.read(acoustic=True)
         path = cell.cell.bandpath(npoints=20 if job.settings.quick else 120)
