@@ -82,7 +82,7 @@ def test_frames_are_neutral_periodic_and_not_too_close(kind):
 
 
 def test_an_unknown_kind():
-    with pytest.raises(ValueError, match="unknown kind 'liquid', expected one of displaced, "):
+    with pytest.raises(ValueError, match="unknown kind 'liquid', expected one of phonon, "):
         mgo.scan("liquid", np.random.default_rng(0))
 
 
