@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,8 +18,9 @@ from ase.phonons import Phonons
 from scipy.spatial.transform import Rotation
 
 from mlff import cli
+from mlff.ase import MLFFCalculator
 from mlff.export import export
-from mlff.train.teachers import load_teacher
+from mlff.train.teachers import load_teacher, of_calculator
 from mlff.validate import Settings, checks, crystal, measurement, organics, reference, validate, water
 from mlff.validate.measurement import Breakdown, Job, block_error, drift, dynamics, relax
 
@@ -148,6 +150,88 @@ def test_a_measurement_goes_on_with_the_part_it_was_in(tmp_path):
             measurement.measure({}, "water", here, new, path)
     with pytest.raises(ValueError, match="holds a reference for the suite water, expected crystal"):
         measurement.load(path, "crystal")
+
+
+# ---- reweighting -------------------------------------------------------------------------------------------------------
+
+
+def bond_lengths(k: float, spread: float, count: int) -> measurement.Trajectory:
+    """A bond along x in the ensemble of a spring of this constant, 0.05 ps between samples."""
+    rng, zeros = np.random.default_rng(0), np.zeros(count)
+    positions = np.zeros((count, 2, 3))
+    positions[:, 1, 0] = 1.0 + spread * rng.normal(size=count)
+    return measurement.Trajectory(0.05 * np.arange(1, count + 1), positions, np.zeros((count, 3, 3)), zeros, zeros)
+
+
+def test_reweighting_gives_averages_of_another_spring():
+    kT = units.kB * 300.0
+    run = bond_lengths(20.0, np.sqrt(kT / 20.0), 8000)
+    kept = []
+    here = Job(Spring(20.0), ["O", "H"], Settings(), target=Spring(30.0), save=lambda state: kept.append(dict(state)))
+    samples, w, about = measurement.ensemble(here, Atoms("OH"), run, 2000, 300.0)
+    assert samples[0] == 2000 and samples[1] == 2002 and about["frames"] == 3000  # every 0.1 ps
+    squares = (run.positions[samples, 1, 0] - 1.0) ** 2
+    value, error = measurement.jackknife(lambda which: np.average(squares[which], weights=w[which]), len(w), blocks=20)
+    assert abs(value - kT / 30.0) < 3 * error < 0.15 * kT / 30.0  # and kT / 20 is far outside
+    # of w = exp(-a x^2 / 2) with a = 10 / 20 in units of the variance: (1 + 2 a)^(1/2) / (1 + a)
+    assert about["effective"] / 3000 == pytest.approx(np.sqrt(2.0) / 1.5, abs=0.02)
+    assert about["spread"] == pytest.approx(0.5 / 2 * np.sqrt(2.0), rel=0.1)
+    equal = measurement.ensemble(job(Spring(20.0), "O", "H"), Atoms("OH"), run, 2000, 300.0)
+    assert len(equal[0]) == 6000 and set(equal[1]) == {1 / 6000} and equal[2] == {}
+
+    class Silent(Spring):
+        def calculate(self, *arguments, **keywords):
+            raise AssertionError("asked again")
+
+    resumed = Job(Silent(20.0), ["O", "H"], Settings(), target=Silent(30.0), state=kept[-1])
+    assert np.array_equal(measurement.ensemble(resumed, Atoms("OH"), run, 2000, 300.0)[1], w)
+
+
+@pytest.mark.parametrize("r0, count, advice", [(1.2, 4000, "a better model"), (1.001, 90, "a longer run")])
+def test_reweighting_that_says_nothing_is_refused(r0, count, advice):
+    run = bond_lengths(20.0, np.sqrt(units.kB * 300.0 / 20.0), count)
+    here = Job(Spring(20.0), ["O", "H"], Settings(), target=Spring(20.0, r0))
+    with pytest.raises(Breakdown, match=rf"{count // 2} frames are worth [\d.]+ .* expected 50 and 10% .*kB T; take {advice}"):
+        measurement.ensemble(here, Atoms("OH"), run, 0, 300.0)
+    with pytest.raises(Breakdown, match="not finite"):
+        measurement.ensemble(replace(here, target=Spring(np.nan), state={}), Atoms("OH"), run, 0, 300.0)
+
+
+def test_jackknife_counts_correlated_values_once():
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(40):
+        series = np.repeat(rng.normal(1.0, 1.0, size=100), 50)
+        value, error = measurement.jackknife(lambda which: [series[which].mean(), series[which].mean() ** 2], 5000)
+        errors.append(error)
+        assert value[0] == series.mean() and error[0] == pytest.approx(block_error(series))
+    assert np.mean(errors, axis=0) == pytest.approx([0.1, 0.2], rel=0.25)
+    assert np.isnan(measurement.jackknife(lambda which: 1.0, 9)[1])
+
+
+def test_water_of_a_teacher_by_reweighting(student, tmp_path, monkeypatch):
+    """A teacher that is the model itself has the model's averages, to the same bits."""
+    model = MLFFCalculator(student)
+    teacher = of_calculator(model, {"name": "Itself"}, elements=frozenset({1, 8}))
+    path = tmp_path / "itself.json"
+    monkeypatch.setitem(water.MODEL_PARTS, "conservation", lambda job: {"error": "left out"})
+    data = reference(teacher, "water", path, QUICK, sampler=student)
+    assert data["source"]["reweighted_from"] == model.sha256 and "error" not in data["parts"]["labels"]["molecule 0"]
+    report = validate(student, report=tmp_path / "r.html", suite="water", reference_file=path, settings=QUICK)
+    rows, parts, mine = by_name(report.checks), data["parts"], report.measured
+    assert parts["liquid"]["effective"] == pytest.approx(10) and parts["pressure"]["frames"] == 8
+    assert parts["liquid"]["peaks"] == mine["liquid"]["peaks"] and parts["liquid"]["rdf"] == mine["liquid"]["rdf"]
+    assert parts["pressure"]["density"] == pytest.approx(mine["pressure"]["density"], rel=1e-12)
+    assert rows["O-O peak, height, Itself"].value == rows["O-O peak, height"].value and rows["density, deviation"].value < 1e-9
+    assert "diffusion, deviation" not in rows and parts["liquid"]["diffusion"] is None
+    page = (tmp_path / "r.html").read_text()
+    assert "of a model, reweighted (10 effective frames)" in page and "reweighted from" in page
+    # a teacher from which nothing could be had is said to be missing
+    data["parts"]["pressure"] = {"error": "reweighting: 200 frames are worth 3"}
+    path.write_text(json.dumps(data))
+    rows = by_name(validate(student, suite="water", reference_file=path, settings=QUICK).checks)
+    assert "200 frames are worth 3" in rows["pressure, Itself"].note and rows["pressure, Itself"].passed is None
+    with pytest.raises(ValueError, match="expected a measurement with source Itself"):
+        reference(teacher, "water", path, QUICK)
 
 
 # ---- water -------------------------------------------------------------------------------------------------------------
@@ -478,6 +562,14 @@ def test_bad_input(student, tmp_path):
         reference(SimpleNamespace(elements={29}, periodic=True, provenance={"name": "T"}), "organics", tmp_path / "a.json")
     with pytest.raises(ValueError, match="takes no periodic cells, the suite water"):
         reference(SimpleNamespace(elements={1, 8}, periodic=False, provenance={"name": "T"}), "water", tmp_path / "a.json")
+    with pytest.raises(ValueError, match="in the suite water, got the suite crystal; leave the model out"):
+        reference(emt, "crystal", tmp_path / "a.json", sampler=student)
+    with pytest.raises(ValueError, match="suite water needs the elements H O, known are Cu"):
+        copper = EMT()
+        copper.species = ["Cu"]
+        reference(
+            SimpleNamespace(elements={1, 8}, periodic=True, provenance={"name": "T"}), "water", tmp_path / "a.json", sampler=copper
+        )
     with pytest.raises(ValueError, match="unknown suite 'metal'"):
         validate(student, suite="metal")
     with pytest.raises(ValueError, match="neither"):
@@ -524,6 +616,10 @@ def test_commands(student, tmp_path, capsys, monkeypatch):
         (["validate", str(student), "--suite", "water", "--reference", "cu.json"], "suite crystal, expected water"),
         (["validate", str(student), "--suite", "crystal", "--cell", "none.cif"], "none.cif: no such file"),
         (["validate", str(student)], "neither"),
+        (
+            ["reference", "ase.calculators.emt:EMT", *options, "--reweight", str(student), "-o", "b.json"],
+            "reweighting gives averages",
+        ),
     ):
         assert cli.main(arguments) == 1
         assert message in capsys.readouterr().err

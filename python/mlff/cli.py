@@ -56,6 +56,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command.add_argument("teacher", help="names as in mlff label")
     command.add_argument("--options", type=_options, default={}, help="keyword arguments of the teacher, as JSON")
     command.add_argument("--suite", choices=SUITES, required=True, help="what to measure")
+    command.add_argument(
+        "--reweight", type=Path, metavar="MODEL", help="water: the teacher's averages out of dynamics of this model, by reweighting"
+    )
     command.add_argument("--elements", help="chemical symbols to look at, as in Mg,O (default: all that the teacher knows)")
     command.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: the first GPU if there is one)')
     _suite_settings(command)
@@ -367,9 +370,10 @@ def _reference(options: argparse.Namespace) -> int:
     from .train.teachers import load_teacher
     from .validate import reference
 
-    teacher = load_teacher(options.teacher, options.device or _first_device(), **options.options)
+    device = options.device or _first_device()
+    teacher = load_teacher(options.teacher, device, **options.options)
     elements = options.elements.split(",") if options.elements else None
-    data = reference(teacher, options.suite, options.output, _settings(options), elements)
+    data = reference(teacher, options.suite, options.output, _settings(options), elements, options.reweight, device)
     failed = {name: part["error"] for name, part in data["parts"].items() if "error" in part}
     print(f"wrote {options.output}" + "".join(f"; {name} failed: {why}" for name, why in failed.items()))
     return 1 if failed else 0

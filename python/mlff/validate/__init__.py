@@ -126,7 +126,15 @@ def validate(
     return result
 
 
-def reference(teacher, suite: str, path, settings: Settings = Settings(), species: Optional[Sequence[str]] = None) -> dict:
+def reference(
+    teacher,
+    suite: str,
+    path,
+    settings: Settings = Settings(),
+    species: Optional[Sequence[str]] = None,
+    sampler: Union[str, Path, Calculator, None] = None,
+    device: str = "cpu",
+) -> dict:
     """Measures a teacher, into a file that an interrupted run goes on from.
 
     Args:
@@ -135,14 +143,21 @@ def reference(teacher, suite: str, path, settings: Settings = Settings(), specie
         path: JSON file.
         settings: as for the model; only ``ps`` may differ.
         species: chemical symbols to look at; None for all that the teacher knows.
+        sampler: a model.pt, or any ASE calculator in its place, that runs the dynamics in place of the teacher; the teacher's averages
+            come out of its frames by reweighting (measurement.weights). For the suite water.
+        device: of the sampler, as MLFFCalculator has it.
 
     Returns:
         the content of the file.
 
     Raises:
-        ValueError: the teacher does not know the elements, or the file holds something else.
+        ValueError: teacher or sampler do not know the elements, the suite is not one for a sampler, or the file holds something else.
+        MLFFFileError: the sampler's file is missing or damaged.
     """
     from rich.console import Console
+
+    if sampler is not None and suite != "water":
+        raise ValueError(f"reweighting gives averages of the liquid in the suite water, got the suite {suite}; leave the model out")
 
     if teacher.elements is not None:
         known = [chemical_symbols[z] for z in sorted(teacher.elements)]
@@ -154,9 +169,16 @@ def reference(teacher, suite: str, path, settings: Settings = Settings(), specie
         raise ValueError(f"the teacher {teacher.provenance['name']}: {e}") from None
     if not teacher.periodic and suite != "organics":
         raise ValueError(f"the teacher {teacher.provenance['name']} takes no periodic cells, the suite {suite} needs them")
+    source = teacher.provenance
+    if sampler is not None:
+        if not isinstance(sampler, Calculator):
+            sampler = MLFFCalculator(sampler, device)
+        _job(suite, sampler, getattr(sampler, "species", job.species), settings)
+        job = replace(job, calculator=sampler, target=job.calculator)
+        source = {**source, "reweighted_from": getattr(sampler, "sha256", type(sampler).__name__)}
     with _progress(Console()) as progress:
-        parts = {"labels": lambda job: _labels(SUITES[suite].samples(job), job), **SUITES[suite].PARTS}
-        return measure(parts, suite, job, teacher.provenance, Path(path), progress)
+        labels = lambda job: _labels(SUITES[suite].samples(job), replace(job, calculator=job.target or job.calculator))  # noqa: E731
+        return measure({"labels": labels, **SUITES[suite].PARTS}, suite, job, source, Path(path), progress)
 
 
 def _job(suite: str, calculator: Calculator, species: Sequence[str], settings: Settings) -> Job:

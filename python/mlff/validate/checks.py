@@ -104,6 +104,8 @@ def compare_parts(sections: Dict[str, tuple], mine: dict, theirs: Optional[dict]
         else:
             other = None if theirs is None or "error" in theirs.get(part, {"error": ""}) else theirs[part]
             rows = function(mine[part], other, teacher)
+            if theirs is not None and "error" in theirs.get(part, {}):
+                rows.append(Check(f"{part}, {teacher}", None, note=f"nothing to compare with: {theirs[part]['error']}"))
         for row in rows:
             row.section = title
         checks += rows

@@ -25,6 +25,8 @@ from .. import __version__
 FORMAT = "mlff measurement 1"
 TIMESTEP = 0.5  # fs
 CHUNK = 0.25  # ps of dynamics between two states
+LABEL = 0.1  # ps between frames that a reweighted teacher is asked about
+EFFECTIVE, SHARE = 50, 0.1  # frames, and of those that were asked about: fewer say nothing about a reweighted teacher
 HOT = 10  # dynamics hotter than this many times their temperature have blown up
 CAUGHT = (
     ValueError,
@@ -67,6 +69,7 @@ class Job:
         state: arrays of the interrupted run of this part, {} at its beginning.
         save: keeps arrays as the state.
         crystal: the unit cell given by the user, or None.
+        target: whose averages are wanted, by reweighting what `calculator` samples; None for those of `calculator` itself.
     """
 
     calculator: Calculator
@@ -76,6 +79,7 @@ class Job:
     state: dict[str, np.ndarray] = field(default_factory=dict)
     save: Callable[[dict[str, np.ndarray]], None] = lambda state: None
     crystal: Atoms | None = None
+    target: Calculator | None = None
 
     def rng(self, *key: int) -> np.random.Generator:
         """Random numbers of this seed and key."""
@@ -356,6 +360,94 @@ def nve(job: Job, atoms: Atoms, temperature: float, ps: float) -> dict:
         "times": run.times[::thin].round(4),
         "energies": energies[::thin].round(6),
     }
+
+
+# ---- averages ----------------------------------------------------------------------------------------------------------
+
+
+def weights(sampled: np.ndarray, wanted: np.ndarray, temperature: float) -> np.ndarray:
+    """Weights of frames for averages in the ensemble of another potential than the one that they were sampled with.
+
+    w = exp(-(E_wanted - E_sampled) / kB T), at constant volume and at constant pressure (R. W. Zwanzig, J. Chem. Phys. 22, 1420
+    (1954)). 1 / sum(w^2) is the effective number of frames (L. Kish, Survey Sampling, 1965): that of equally weighted frames with the
+    same statistical error.
+
+    Args:
+        sampled, wanted: [F], potential energies in eV of the frames, with the one and with the other. A constant may be missing.
+        temperature: K, of the frames.
+
+    Returns:
+        [F], their sum is 1.
+    """
+    exponent = -(np.asarray(wanted) - np.asarray(sampled)) / (units.kB * temperature)
+    w = np.exp(exponent - exponent.max())
+    return w / w.sum()
+
+
+def ensemble(job: Job, atoms: Atoms, run: Trajectory, first: int, temperature: float, share: float = 0.0):
+    """What to average over of a run, from its sample `first` on.
+
+    Without job.target that is every sample, with equal weights. With one it is a sample every LABEL ps, with :func:`weights`.
+
+    Args:
+        atoms: whatever has the elements of the run.
+        temperature: K, of the run.
+        share: of the part's progress that is done.
+
+    Returns:
+        indices of samples [F], their weights [F], and {} or the number of `frames`, of `effective` ones, and the `spread` of the
+        difference of energies (standard deviation, kB T).
+
+    Raises:
+        Breakdown: less than EFFECTIVE effective frames, or than SHARE of all: the two potentials differ by too much.
+    """
+    samples = np.arange(first, len(run.times))
+    if job.target is None:
+        return samples, np.full(len(samples), 1 / len(samples)), {}
+    if not job.settings.quick:
+        samples = samples[:: max(1, round(LABEL / (run.times[1] - run.times[0])))]
+    energies = list(job.state.get("target.energies", []))
+    atoms = atoms.copy()
+    for k, sample in enumerate(samples):
+        if k < len(energies):
+            continue
+        atoms.set_cell(run.cells[sample], scale_atoms=False)
+        atoms.positions = run.positions[sample]
+        energies.append([float(x.get_property("energy", atoms)) for x in (job.calculator, job.target)])
+        if k % 20 == 19:
+            job.state["target.energies"] = np.array(energies)
+            job.save(job.state)
+        job.progress(share + (1 - share) * (k + 1) / len(samples))
+    energies = np.array(energies)
+    if not np.isfinite(energies).all():
+        raise Breakdown(f"energies of {atoms.symbols} are not finite")
+    w = weights(*energies.T, temperature)
+    spread = float(np.std(energies[:, 1] - energies[:, 0]) / (units.kB * temperature))
+    effective = float(1 / (w**2).sum())
+    if (effective < EFFECTIVE or effective < SHARE * len(w)) and not job.settings.quick:
+        advice = "a better model" if effective < SHARE * len(w) else "a longer run (--ps)"
+        raise Breakdown(
+            f"reweighting: {len(w)} frames are worth {effective:.1f} of the teacher's, expected {EFFECTIVE} and {SHARE:.0%} of them; the "
+            f"difference of energies between model and teacher has a standard deviation of {spread:.1f} kB T; take {advice}"
+        )
+    return samples, w, {"frames": len(w), "effective": effective, "spread": spread}
+
+
+def jackknife(estimate: Callable[[np.ndarray], object], count: int, blocks: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """An estimate from a correlated series, and its standard error, from those without one block of the series each.
+
+    Args:
+        estimate: of indices into the series, a number or numbers [K]; any function of averages, weighted or not.
+        count: length of the series.
+
+    Returns:
+        estimate of the whole, standard error; NaN for less than two values a block.
+    """
+    whole, series = np.asarray(estimate(np.arange(count)), float), np.arange(count)
+    if count < 2 * blocks:
+        return whole, np.full_like(whole, np.nan)
+    without = np.array([estimate(np.setdiff1d(series, block)) for block in np.array_split(series, blocks)], float)
+    return whole, np.sqrt((blocks - 1) / blocks * ((without - without.mean(0)) ** 2).sum(0))
 
 
 def block_error(values: np.ndarray, blocks: int = 5) -> float:

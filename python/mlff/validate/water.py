@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
 from .checks import Check, compare_parts, conservation, png
-from .measurement import TIMESTEP, Job, block_error, dynamics, nve, relax, thermalize
+from .measurement import TIMESTEP, Job, block_error, dynamics, ensemble, jackknife, nve, relax, thermalize
 
 TEMPERATURE = 300.0  # K
 PRESSURE = 1.0  # bar
@@ -76,45 +76,50 @@ def start(job: Job, n: int, equilibrate: float, share: float) -> Atoms:
 
 
 def liquid(job: Job) -> dict:
-    """Constant volume: radial distribution functions, intact molecules, mean square displacement of the oxygen atoms."""
+    """Constant volume: radial distribution functions, intact molecules, mean square displacement of the oxygen atoms.
+
+    Of a teacher by reweighting there are no displacements: weights know of averages, not of times.
+    """
     n, equilibrate, produce = lengths(job)
-    share = equilibrate / (equilibrate + produce)
-    atoms = start(job, n, equilibrate, share)
+    share, end = equilibrate / (equilibrate + produce), 1.0 if job.target is None else 0.8
+    atoms = start(job, n, equilibrate, share * end)
     # a global thermostat leaves the dynamics of the molecules alone
     run = dynamics(
         job, atoms, lambda a, rng: Bussi(a, TIMESTEP * units.fs, TEMPERATURE, 1000 * units.fs, rng=rng),
-        produce, EVERY, TEMPERATURE, "production", (share, 1.0),
+        produce, EVERY, TEMPERATURE, "production", (share * end, end),
     )  # fmt: skip
+    samples, weights, reweighted = ensemble(job, atoms, run, 0, TEMPERATURE, end)
     r_max, numbers = min(run.cells[0].diagonal()) / 2, atoms.numbers
     result = {"ps": produce, "molecules": n**3, "edge": float(run.cells[0][0, 0]), "radii": None, "rdf": {}, "peaks": {}}
+    result |= reweighted
     bond = np.linalg.norm(run.positions[:, 0::3, None] - np.stack([run.positions[:, 1::3], run.positions[:, 2::3]], 2), axis=3)
     result["longest_bond"] = float(bond.max())
     for pair, window in PAIRS.items():
         a, b = (np.flatnonzero(numbers == {"O": 8, "H": 1}[x]) for x in pair.split("-"))
-        blocks = []
-        for part in np.array_split(np.arange(len(run.times)), 5):
-            radii, g = rdf(run.positions[part], run.cells[part], a, b, r_max, exclude=np.arange(len(atoms)) // 3)
-            blocks.append(g)
-        g = np.average(blocks, axis=0)
-        result["radii"], result["rdf"][pair] = radii.round(4).tolist(), g.round(5).tolist()
-        peaks = np.array([peak(radii, block, window) for block in blocks])
-        position, height = peak(radii, g, window)
-        errors = peaks.std(0, ddof=1) / np.sqrt(len(blocks))
+        frames = []
+        for sample in samples:
+            here = slice(sample, sample + 1)
+            radii, g = rdf(run.positions[here], run.cells[here], a, b, r_max, exclude=np.arange(len(atoms)) // 3)
+            frames.append(g)
+        average = lambda which, g=np.array(frames): np.average(g[which], axis=0, weights=weights[which])  # noqa: E731
+        (position, height), errors = jackknife(lambda which: peak(radii, average(which), window), len(samples))
+        result["radii"], result["rdf"][pair] = radii.round(4).tolist(), average(np.arange(len(samples))).round(5).tolist()
         result["peaks"][pair] = {"position": position, "height": height, "errors": errors.tolist()}
+    result |= {"temperature": float(run.temperatures.mean()), "temperature_error": block_error(run.temperatures)}
+    if job.target is not None:
+        return result | {"lag": [], "msd": [], "diffusion": None, "diffusion_error": None}
     oxygen, lags = run.positions[:, numbers == 8], np.arange(0, len(run.times) // 2 + 1, 5)
     value, error = diffusion(oxygen, EVERY)
     msd = mean_square_displacement(oxygen, lags)
-    result |= {"lag": (lags * EVERY).round(4), "msd": msd.round(5), "diffusion": value, "diffusion_error": error}
-    result |= {"temperature": float(run.temperatures.mean()), "temperature_error": block_error(run.temperatures)}
-    return result
+    return result | {"lag": (lags * EVERY).round(4), "msd": msd.round(5), "diffusion": value, "diffusion_error": error}
 
 
 def pressure(job: Job) -> dict:
-    """Constant pressure (isotropic barostat): density."""
+    """Constant pressure (isotropic barostat): density. Of a teacher by reweighting there is no series of densities."""
     n, equilibrate, produce = lengths(job)
     equilibrate /= 3  # the first quarter of the run is left out anyway
-    share = equilibrate / (equilibrate + produce)
-    atoms = start(job, n, equilibrate, share)
+    share, end = equilibrate / (equilibrate + produce), 1.0 if job.target is None else 0.8
+    atoms = start(job, n, equilibrate, share * end)
 
     def npt(a: Atoms, rng: np.random.Generator) -> LangevinBAOAB:
         stress = -PRESSURE * 1e-4 * units.GPa
@@ -124,12 +129,15 @@ def pressure(job: Job) -> dict:
             P_tau=500 * units.fs, P_mass=mass, rng=rng,
         )  # fmt: skip
 
-    run = dynamics(job, atoms, npt, produce, EVERY, TEMPERATURE, "production", (share, 1.0))
+    run = dynamics(job, atoms, npt, produce, EVERY, TEMPERATURE, "production", (share * end, end))
     series = density(atoms.get_masses(), run.cells)
-    settled = series[len(series) // 4 :]
+    samples, weights, reweighted = ensemble(job, atoms, run, len(series) // 4, TEMPERATURE, end)
+    settled = series[samples]
+    value, error = jackknife(lambda which: np.average(settled[which], weights=weights[which]), len(samples))
+    shown = slice(None, None, 5) if job.target is None else slice(0)
     return {
-        "ps": produce, "molecules": n**3, "density": float(settled.mean()), "density_error": block_error(settled),
-        "times": run.times[::5].round(4).tolist(), "series": series[::5].round(5).tolist(),
+        "ps": produce, "molecules": n**3, **reweighted, "density": float(value), "density_error": float(error),
+        "times": run.times[shown].round(4).tolist(), "series": series[shown].round(5).tolist(),
         "temperature": float(run.temperatures.mean()), "temperature_error": block_error(run.temperatures),
     }  # fmt: skip
 
@@ -177,8 +185,19 @@ def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
     return checks
 
 
+def _length(result: dict) -> str:
+    reweighted = f" of a model, reweighted ({result['effective']:.0f} effective frames)" if "effective" in result else ""
+    return f"{result['ps']:g} ps{reweighted}"
+
+
 def _run(result: dict) -> str:
-    return f"{result['molecules']} molecules, {result['ps']:g} ps, {result['temperature']:.1f} K"
+    return f"{result['molecules']} molecules, {_length(result)}, {result['temperature']:.1f} K"
+
+
+def _deviation(name: str, change: float, errors: tuple, scale: float, unit: str, limit: float | None, teacher: str) -> Check:
+    error = None if None in errors else np.hypot(*errors) * scale
+    note = f"from {teacher}; the error is that of both, as if they were independent"
+    return Check(f"{name}, deviation", abs(change) * scale, unit, limit, note, error=error)
 
 
 def corrected(result: dict) -> float | None:
@@ -191,11 +210,12 @@ def corrected(result: dict) -> float | None:
 
 def _liquid(mine, theirs, teacher):
     figure = Figure(figsize=(10, 3.4), layout="constrained")
+    label = f"{teacher}, {'reweighted' if 'effective' in theirs else _length(theirs)}" if theirs else ""
     for axes, pair in zip(figure.subplots(1, 3), PAIRS):
         axes.axhline(1, color="0.85", lw=0.8)
         axes.plot(mine["radii"], mine["rdf"][pair], lw=1, label=f"model, {mine['ps']:g} ps")
         if theirs:
-            axes.plot(theirs["radii"], theirs["rdf"][pair], "k--", lw=1, label=f"{teacher}, {theirs['ps']:g} ps")
+            axes.plot(theirs["radii"], theirs["rdf"][pair], "k--", lw=1, label=label)
         axes.set(xlabel="distance, Å", ylabel=f"g({pair})", xlim=(1.0 if "H" in pair else 2.0, mine["radii"][-1]))
     figure.axes[0].plot(*OXYGEN_PEAK, "r^", label="X-ray, peak")
     figure.axes[0].legend(fontsize=7)
@@ -207,18 +227,21 @@ def _liquid(mine, theirs, teacher):
             note += (
                 f"; X-rays at 295 K: {OXYGEN_PEAK[0]:.2f} Å, height {OXYGEN_PEAK[1]} (Skinner et al. 2013); classical nuclei here"
             )
-        checks.append(Check(f"{pair} peak, position", a["position"], "Å", note=note, error=a["errors"][0]))
-        checks.append(Check(f"{pair} peak, height", a["height"], note=note, error=a["errors"][1]))
-        if b:
-            for k, (key, unit, limit, scale) in enumerate((("position", "Å", 0.02, 1.0), ("height", "%", 5.0, 100 / b["height"]))):
-                value, error = abs(a[key] - b[key]) * scale, np.hypot(a["errors"][k], b["errors"][k]) * scale
-                note = f"from {teacher}, {b[key]:.4g}; the error is that of both runs"
+        for k, (key, unit, limit) in enumerate((("position", "Å", 0.02), ("height", "", 5.0))):
+            checks.append(Check(f"{pair} peak, {key}", a[key], unit, note=note, error=a["errors"][k]))
+            if b:
+                checks.append(Check(f"{pair} peak, {key}, {teacher}", b[key], unit, note=_run(theirs), error=b["errors"][k]))
+                scale, unit = (1.0, unit) if unit else (100 / b[key], "%")
                 judged = limit if pair == "O-O" else None
-                checks.append(Check(f"{pair} peak, {key}, deviation", value, unit, judged, note, error=error))
+                checks.append(
+                    _deviation(
+                        f"{pair} peak, {key}", a[key] - b[key], (a["errors"][k], b["errors"][k]), scale, unit, judged, teacher
+                    )
+                )
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(mine["lag"], mine["msd"], label="model")
-    if theirs:
+    if theirs and theirs["msd"]:
         axes.plot(theirs["lag"], theirs["msd"], "k--", label=teacher)
     axes.set(xlabel="time, ps", ylabel="mean square displacement of O, Å²", xlim=(0, None), ylim=(0, None))
     axes.legend()
@@ -245,19 +268,20 @@ def _pressure(mine, theirs, teacher):
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(mine["times"], mine["series"], lw=1, label="model")
-    if theirs:
+    if theirs and theirs["series"]:
         axes.plot(theirs["times"], theirs["series"], "k--", lw=1, label=teacher)
+    elif theirs:
+        axes.axhline(theirs["density"], color="k", ls="--", lw=1, label=f"{teacher}, reweighted")
     axes.axhline(DENSITY, color="r", lw=0.8, ls=":", label="experiment, 300 K")
     axes.set(xlabel="time, ps", ylabel="density, g/cm³")
     axes.legend()
     note = f"{_run(mine)}, {PRESSURE:g} bar, first quarter left out; experiment {DENSITY} g/cm³"
     checks = [Check("density", mine["density"], "g/cm³", note=note, figure=png(figure), error=mine["density_error"])]
     if theirs:
-        value = 100 * abs(mine["density"] / theirs["density"] - 1)
-        errors = [x["density_error"] for x in (mine, theirs)]
-        error = None if None in errors else 100 * np.hypot(*errors) / theirs["density"]
-        note = f"from {teacher}, {theirs['density']:.4f} g/cm³ in {theirs['ps']:g} ps"
-        checks.append(Check("density, deviation", value, "%", 2.0, note, error=error))
+        note = f"{_run(theirs)}, {PRESSURE:g} bar"
+        checks.append(Check(f"density, {teacher}", theirs["density"], "g/cm³", note=note, error=theirs["density_error"]))
+        change, errors = mine["density"] - theirs["density"], (mine["density_error"], theirs["density_error"])
+        checks.append(_deviation("density", change, errors, 100 / theirs["density"], "%", 2.0, teacher))
     return checks
 
 
