@@ -78,6 +78,22 @@ def test_geometry():
     assert np.linalg.norm(close.positions[1::3] - close.positions[::3], axis=1) == pytest.approx(bonds)  # molecules stay whole
 
 
+@pytest.mark.parametrize("pair", sample.TOUCHING)
+def test_dimers_touch_with_the_pair_of_their_kind(pair):
+    rng, (least, most) = np.random.default_rng(2), sample.TOUCHING[pair]
+    for _ in range(5):
+        atoms = sample.dimer(pair, rng)
+        distances = atoms.get_all_distances()[:3, 3:]
+        first, second = (np.array([symbol == x for x in "OHH"]) for symbol in pair.split("-"))
+        closest = distances[np.ix_(first, second)].min()
+        assert least <= closest <= most and not atoms.pbc.any()
+        for other, (limit, _) in sample.TOUCHING.items():
+            a, b = (np.array([symbol == x for x in "OHH"]) for symbol in other.split("-"))
+            assert min(distances[np.ix_(a, b)].min(), distances[np.ix_(b, a)].min()) > limit
+    bent = sample.bent(rng)
+    assert all(sample.BOND[0] <= bent.get_distance(0, k) <= sample.BOND[1] for k in (1, 2)) and 60 <= bent.get_angle(1, 0, 2) <= 180
+
+
 def test_from_a_student_to_a_file_for_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     kinds = {kind: (share, ((3, 2, 2),), *more) for kind, (share, _, *more) in sample.KINDS.items()}
@@ -95,6 +111,9 @@ def test_from_a_student_to_a_file_for_training(tmp_path, monkeypatch, capsys):
     assert len(md) == 12 and len({atoms.info["trajectory"] for atoms in md}) == 3
     assert {atoms.info["trajectory"] for atoms in distorted} <= {atoms.info["trajectory"] for atoms in md}
     assert [atoms.info["kind"] for atoms in distorted] == 2 * list(sample.DISTORTIONS)
+    run("small", "small.extxyz", "--prefix", "r0", "--count", 8)
+    small = read("small.extxyz", ":")
+    assert len({atoms.info["trajectory"] for atoms in small}) == 8 and len({atoms.info["kind"] for atoms in small}) == 4
     for name, frames in (("md", md), ("distorted", distorted)):
         for atoms in frames:
             atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((len(atoms), 3)), stress=np.ones(6))

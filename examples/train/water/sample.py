@@ -2,7 +2,8 @@
 
     python sample.py run md.extxyz --student model.pt --prefix r0     boxes, slabs and gas over temperatures and densities
     python sample.py distort md.extxyz distorted.extxyz               strained cells, displaced atoms, close contacts
-    mlff label md.extxyz -o md.labelled.extxyz --teacher so3lr        likewise distorted.extxyz
+    python sample.py small small.extxyz --prefix r0                   two molecules in contact, bonds far from their length
+    mlff label md.extxyz -o md.labelled.extxyz --teacher so3lr        likewise distorted.extxyz, small.extxyz
     python sample.py pack md.labelled.extxyz ... round0.npz           a tenth of the size (mlff.train.frames)
     python sample.py unpack round0.npz round0.extxyz                  for mlff train
     python sample.py water ../ethanol_water/round0.extxyz ... known.extxyz   of labelled files the frames of water alone
@@ -46,6 +47,8 @@ KINDS = {
     "large": (0.06, LARGE, (0.95, 1.05), ((350, 450), (280, 350))),
 }
 TORN = 3.0  # Angstrom between an oxygen atom and one of its hydrogen atoms: nothing to learn from
+TOUCHING = {"O-O": (1.0, 3.0), "O-H": (0.65, 2.1), "H-H": (0.35, 1.8)}  # Angstrom, of two molecules in open space
+BOND = (0.55, 2.4)  # Angstrom, of a molecule in open space
 CLOSEST = {"O-O": (1.8, 2.6), "O-H": (0.95, 1.6), "H-H": (0.6, 1.7)}  # Angstrom, of molecules pushed together
 
 
@@ -110,7 +113,7 @@ def trajectory(kind: str, calculator: MLFFCalculator, args, rng: np.random.Gener
 
 def run(args) -> None:
     """Trajectories of all kinds, until there are enough or the clock says so."""
-    calculator, began, frames, failures = MLFFCalculator(args.student), time.time(), [], []
+    calculator, began, frames, failures = MLFFCalculator(args.student, args.device), time.time(), [], []
     for k, kind in enumerate(schedule(args.count)):
         if time.time() - began > 60 * args.minutes:
             print(f"stopped by the clock after {k} of {args.count} trajectories")
@@ -147,7 +150,7 @@ def displaced(atoms: Atoms, rng: np.random.Generator) -> Atoms:
     """Every atom moved at random, and one O-H bond in twenty stretched or compressed."""
     result = atoms.copy()
     molecules = result.positions.reshape(-1, 3, 3)
-    scale = np.where(rng.random((len(molecules), 2)) < 0.05, rng.uniform(0.8, 1.6, (len(molecules), 2)), 1.0)
+    scale = np.where(rng.random((len(molecules), 2)) < 0.05, rng.uniform(0.75, 2.2, (len(molecules), 2)), 1.0)
     molecules[:, 1:] = molecules[:, :1] + (molecules[:, 1:] - molecules[:, :1]) * scale[..., None]
     result.positions = molecules.reshape(-1, 3) + rng.normal(0, rng.uniform(0.01, 0.08), (len(atoms), 3))
     return result
@@ -171,6 +174,39 @@ def contact(atoms: Atoms, rng: np.random.Generator) -> Atoms:
         result.positions[3 * one : 3 * one + 3] -= closer / 2
         free = np.setdiff1d(free, (one, other))
     return result
+
+
+def dimer(pair: str, rng: np.random.Generator) -> Atoms:
+    """Two molecules turned at random, of whose atoms those of `pair` are closest, measured by what is least in TOUCHING."""
+    least = np.array([[TOUCHING["O-O"][0]] + 2 * [TOUCHING["O-H"][0]]] + 2 * [[TOUCHING["O-H"][0]] + 2 * [TOUCHING["H-H"][0]]])
+    a, b = (0 if symbol == "O" else 1 for symbol in pair.split("-"))
+    while True:
+        atoms = box((2, 1, 1), rng)
+        first, second = atoms.positions[:3], atoms.positions[3:]
+        direction = rng.normal(size=3)
+        distance = rng.uniform(*TOUCHING[pair])
+        second += first[a] - second[b] + distance * direction / np.linalg.norm(direction)
+        ratios = np.linalg.norm(first[:, None] - second[None], axis=2) / least
+        if ratios.min() >= ratios[a, b]:
+            return Atoms(atoms.numbers, np.concatenate([first, second]))
+
+
+def bent(rng: np.random.Generator) -> Atoms:
+    """A molecule with any bonds in BOND and any angle from 60 to 180 degrees."""
+    (one, two), angle = rng.uniform(*BOND, 2), np.radians(rng.uniform(60, 180))
+    return Atoms("OH2", [[0, 0, 0], [one, 0, 0], [two * np.cos(angle), two * np.sin(angle), 0]])
+
+
+def small(args) -> None:
+    """Molecules in open space: dimers of every pair of elements in contact, and one molecule out of shape."""
+    rng, frames = np.random.default_rng(args.seed), []
+    makers = {**{f"dimer-{pair}": lambda pair=pair: dimer(pair, rng) for pair in TOUCHING}, "bent": lambda: bent(rng)}
+    for k in range(args.count):
+        kind = list(makers)[k % len(makers)]
+        frame = rounded(makers[kind]())
+        frame.info = {"kind": kind, "trajectory": f"{args.prefix}-{kind}-{k}"}
+        frames.append(frame)
+    write_bare(args.target, frames)
 
 
 DISTORTIONS = {"strained": strained, "displaced": displaced, "contact": contact}
@@ -281,18 +317,24 @@ def main() -> None:
     p.add_argument("target", type=Path)
     p.add_argument("--student", type=Path, required=True, help="model.pt of mlff-export")
     p.add_argument("--prefix", required=True, help="of the trajectories' names: one per round of sampling")
+    p.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N"')
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--count", type=int, default=60, help="trajectories")
     p.add_argument("--minutes", type=float, default=1e9, help="stop early after this long")
-    p.add_argument("--melt", type=int, default=150, help=f"steps of {TIMESTEP} fs at {MELTING:g} K")
-    p.add_argument("--equilibrate", type=int, default=120, help="steps at a temperature before the first frame")
-    p.add_argument("--frames", type=int, default=7, help="at a temperature")
-    p.add_argument("--stride", type=int, default=40, help="steps between frames, a multiple of 10")
+    p.add_argument("--melt", type=int, default=120, help=f"steps of {TIMESTEP} fs at {MELTING:g} K")
+    p.add_argument("--equilibrate", type=int, default=100, help="steps at a temperature before the first frame")
+    p.add_argument("--frames", type=int, default=6, help="at a temperature")
+    p.add_argument("--stride", type=int, default=30, help="steps between frames, a multiple of 10")
     p = command("distort", distort)
     p.add_argument("source", type=Path)
     p.add_argument("target", type=Path)
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--count", type=int, default=450)
+    p.add_argument("--count", type=int, default=330)
+    p = command("small", small)
+    p.add_argument("target", type=Path)
+    p.add_argument("--prefix", required=True, help="of the trajectories' names")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--count", type=int, default=600)
     for name, function in (("pack", pack), ("water", water), ("unpack", unpack), ("describe", describe)):
         p = command(name, function)
         p.add_argument("sources", type=Path, nargs="+")
