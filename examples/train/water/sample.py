@@ -114,9 +114,9 @@ def trajectory(kind: str, calculator: MLFFCalculator, args, rng: np.random.Gener
 def run(args) -> None:
     """Trajectories of all kinds, until there are enough or the clock says so."""
     calculator, began, frames, failures = MLFFCalculator(args.student, args.device), time.time(), [], []
-    for k, kind in enumerate(schedule(args.count)):
+    for k, kind in list(enumerate(schedule(args.first + args.count)))[args.first :]:
         if time.time() - began > 60 * args.minutes:
-            print(f"stopped by the clock after {k} of {args.count} trajectories")
+            print(f"stopped by the clock before trajectory {k}; go on with --first {k} into another file")
             break
         name = f"{args.prefix}-{kind}-{k}"
         made, failed = trajectory(kind, calculator, args, np.random.default_rng([args.seed, k]))
@@ -320,6 +320,7 @@ def main() -> None:
     p.add_argument("--device", default="cpu", help='"cpu", "cuda" or "cuda:N"')
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--count", type=int, default=60, help="trajectories")
+    p.add_argument("--first", type=int, default=0, help="number of the first trajectory, to share the work")
     p.add_argument("--minutes", type=float, default=1e9, help="stop early after this long")
     p.add_argument("--melt", type=int, default=120, help=f"steps of {TIMESTEP} fs at {MELTING:g} K")
     p.add_argument("--equilibrate", type=int, default=100, help="steps at a temperature before the first frame")
