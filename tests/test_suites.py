@@ -168,30 +168,50 @@ def test_reweighting_gives_averages_of_another_spring():
     run = bond_lengths(20.0, np.sqrt(kT / 20.0), 8000)
     kept = []
     here = Job(Spring(20.0), ["O", "H"], Settings(), target=Spring(30.0), save=lambda state: kept.append(dict(state)))
-    samples, w, about = measurement.ensemble(here, Atoms("OH"), run, 2000, 300.0)
-    assert samples[0] == 2000 and samples[1] == 2002 and about["frames"] == 3000  # every 0.1 ps
+    samples, average, about = measurement.ensemble(here, Atoms("OH"), run, 2000, 300.0)
+    assert samples[0] == 2000 and samples[1] == 2002 and about["frames"] == 3000 and not about["first_order"]  # every 0.1 ps
     squares = (run.positions[samples, 1, 0] - 1.0) ** 2
-    value, error = measurement.jackknife(lambda which: np.average(squares[which], weights=w[which]), len(w), blocks=20)
+    value, error = measurement.jackknife(lambda which: average(squares, which), 3000, blocks=20)
     assert abs(value - kT / 30.0) < 3 * error < 0.15 * kT / 30.0  # and kT / 20 is far outside
     # of w = exp(-a x^2 / 2) with a = 10 / 20 in units of the variance: (1 + 2 a)^(1/2) / (1 + a)
     assert about["effective"] / 3000 == pytest.approx(np.sqrt(2.0) / 1.5, abs=0.02)
     assert about["spread"] == pytest.approx(0.5 / 2 * np.sqrt(2.0), rel=0.1)
     equal = measurement.ensemble(job(Spring(20.0), "O", "H"), Atoms("OH"), run, 2000, 300.0)
-    assert len(equal[0]) == 6000 and set(equal[1]) == {1 / 6000} and equal[2] == {}
+    assert len(equal[0]) == 6000 and equal[1](run.positions[2000:], np.arange(6000)) == pytest.approx(run.positions[2000:].mean(0))
 
     class Silent(Spring):
         def calculate(self, *arguments, **keywords):
             raise AssertionError("asked again")
 
     resumed = Job(Silent(20.0), ["O", "H"], Settings(), target=Silent(30.0), state=kept[-1])
-    assert np.array_equal(measurement.ensemble(resumed, Atoms("OH"), run, 2000, 300.0)[1], w)
+    again = measurement.ensemble(resumed, Atoms("OH"), run, 2000, 300.0)
+    assert again[2] == about and again[1](squares, np.arange(3000)) == value
 
 
-@pytest.mark.parametrize("r0, count, advice", [(1.2, 4000, "a better model"), (1.001, 90, "a longer run")])
-def test_reweighting_that_says_nothing_is_refused(r0, count, advice):
+def test_weights_of_first_order_do_not_mind_the_size_of_a_system():
+    """Many springs that are all 10 % stiffer than those sampled: <x^2> is 1 / 1.1 of what it was, and 1 - 0.1 to first order."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 400))
+    difference = 0.1 / 2 * (x**2).sum(1)
+    assert 1 / (measurement.weights(difference) ** 2).sum() < 0.2 * 4000
+    found, error = measurement.jackknife(
+        lambda which: np.average((x[which] ** 2).mean(1), weights=measurement.weights(difference[which], first_order=True)),
+        4000,
+        blocks=20,
+    )
+    assert abs(found - 0.9) < 3 * error < 0.01
+    for first_order in (False, True):
+        shifted = measurement.weights(difference - 1e4, first_order)
+        assert shifted == pytest.approx(measurement.weights(difference, first_order)) and shifted.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "r0, count, why", [(1.2, 4000, "expected 0.4 at most for 2 atoms; take a better"), (1.001, 90, "got 45; take a longer")]
+)
+def test_reweighting_that_says_nothing_is_refused(r0, count, why):
     run = bond_lengths(20.0, np.sqrt(units.kB * 300.0 / 20.0), count)
     here = Job(Spring(20.0), ["O", "H"], Settings(), target=Spring(20.0, r0))
-    with pytest.raises(Breakdown, match=rf"{count // 2} frames are worth [\d.]+ .* expected 50 and 10% .*kB T; take {advice}"):
+    with pytest.raises(Breakdown, match=f"^reweighting: .*{why}"):
         measurement.ensemble(here, Atoms("OH"), run, 0, 300.0)
     with pytest.raises(Breakdown, match="not finite"):
         measurement.ensemble(replace(here, target=Spring(np.nan), state={}), Atoms("OH"), run, 0, 300.0)
@@ -224,7 +244,7 @@ def test_water_of_a_teacher_by_reweighting(student, tmp_path, monkeypatch):
     assert rows["O-O peak, height, Itself"].value == rows["O-O peak, height"].value and rows["density, deviation"].value < 1e-9
     assert "diffusion, deviation" not in rows and parts["liquid"]["diffusion"] is None
     page = (tmp_path / "r.html").read_text()
-    assert "of a model, reweighted (10 effective frames)" in page and "reweighted from" in page
+    assert "10 frames of which reweighted (to first order" in page and "reweighted from" in page
     # a teacher from which nothing could be had is said to be missing
     data["parts"]["pressure"] = {"error": "reweighting: 200 frames are worth 3"}
     path.write_text(json.dumps(data))

@@ -157,7 +157,7 @@ def displaced(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def contact(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """Neighbouring molecules pushed together until two of their atoms are closer than in any liquid, twice for each kind of pair."""
+    """Neighbouring molecules pushed together until two atoms are closer than in any liquid, twice for each kind of pair."""
     result = atoms.copy()
     free = np.arange(len(atoms) // 3)
     for pair in (*CLOSEST, *CLOSEST):
@@ -280,10 +280,10 @@ def describe(args) -> None:
 
 
 def table(frames: list[Atoms]) -> str:
-    """Of each kind: frames, trajectories, molecules and densities (g/cm^3) from least to most; of labelled frames the root mean
-    square of forces' components, the largest force (median of frames, largest of all; eV/A), and of a component of the stress (GPa)."""
+    """Of each kind: frames, trajectories, molecules and densities (g/cm^3) from least to most. Of labelled frames: the root mean
+    square of a force's component, the largest force (median of frames, largest of all; eV/A), components of the stress (GPa)."""
     lines = [
-        f"{'kind':16} {'frames':>6} {'traj.':>6} {'molecules':>10} {'density':>12} {'F rms':>6} {'max F':>6} {'most':>6} {'stress':>12}"
+        f"{'kind':16} {'frames':>6} {'traj.':>6} {'waters':>10} {'density':>12} {'F rms':>6} {'max F':>6} {'most':>6} {'stress':>11}"
     ]
     for kind in [*sorted({atoms.info["kind"] for atoms in frames}), "all"]:
         members = [atoms for atoms in frames if kind in (atoms.info["kind"], "all")]

@@ -143,15 +143,15 @@ def reference(
         path: JSON file.
         settings: as for the model; only ``ps`` may differ.
         species: chemical symbols to look at; None for all that the teacher knows.
-        sampler: a model.pt, or any ASE calculator in its place, that runs the dynamics in place of the teacher; the teacher's averages
-            come out of its frames by reweighting (measurement.weights). For the suite water.
+        sampler: a model.pt, or any ASE calculator, that runs the dynamics in place of the teacher; the teacher's averages come out
+            of its frames by reweighting (measurement.weights). For the suite water.
         device: of the sampler, as MLFFCalculator has it.
 
     Returns:
         the content of the file.
 
     Raises:
-        ValueError: teacher or sampler do not know the elements, the suite is not one for a sampler, or the file holds something else.
+        ValueError: teacher or sampler do not know the elements, the suite is none for a sampler, or the file holds something else.
         MLFFFileError: the sampler's file is missing or damaged.
     """
     from rich.console import Console
@@ -177,8 +177,9 @@ def reference(
         job = replace(job, calculator=sampler, target=job.calculator)
         source = {**source, "reweighted_from": getattr(sampler, "sha256", type(sampler).__name__)}
     with _progress(Console()) as progress:
-        labels = lambda job: _labels(SUITES[suite].samples(job), replace(job, calculator=job.target or job.calculator))  # noqa: E731
-        return measure({"labels": labels, **SUITES[suite].PARTS}, suite, job, source, Path(path), progress)
+        by_teacher = lambda job: replace(job, calculator=job.target or job.calculator)  # noqa: E731
+        parts = {"labels": lambda job: _labels(SUITES[suite].samples(job), by_teacher(job)), **SUITES[suite].PARTS}
+        return measure(parts, suite, job, source, Path(path), progress)
 
 
 def _job(suite: str, calculator: Calculator, species: Sequence[str], settings: Settings) -> Job:

@@ -26,7 +26,8 @@ FORMAT = "mlff measurement 1"
 TIMESTEP = 0.5  # fs
 CHUNK = 0.25  # ps of dynamics between two states
 LABEL = 0.1  # ps between frames that a reweighted teacher is asked about
-EFFECTIVE, SHARE = 50, 0.1  # frames, and of those that were asked about: fewer say nothing about a reweighted teacher
+EFFECTIVE, SHARE = 50, 0.1  # frames, and of those that were asked about: with fewer, exact weights say nothing about a teacher
+FIRST_ORDER = 0.3  # kB T times the root of the number of atoms: to first order energies may differ by that much
 HOT = 10  # dynamics hotter than this many times their temperature have blown up
 CAUGHT = (
     ValueError,
@@ -365,29 +366,29 @@ def nve(job: Job, atoms: Atoms, temperature: float, ps: float) -> dict:
 # ---- averages ----------------------------------------------------------------------------------------------------------
 
 
-def weights(sampled: np.ndarray, wanted: np.ndarray, temperature: float) -> np.ndarray:
+def weights(difference: np.ndarray, first_order: bool = False) -> np.ndarray:
     """Weights of frames for averages in the ensemble of another potential than the one that they were sampled with.
 
-    w = exp(-(E_wanted - E_sampled) / kB T), at constant volume and at constant pressure (R. W. Zwanzig, J. Chem. Phys. 22, 1420
-    (1954)). 1 / sum(w^2) is the effective number of frames (L. Kish, Survey Sampling, 1965): that of equally weighted frames with the
-    same statistical error.
+    With d = (E_wanted - E_sampled) / kB T, at constant volume and at constant pressure alike, w = exp(-d) (R. W. Zwanzig, J. Chem.
+    Phys. 22, 1420 (1954)). These are exact, but the effective number of frames, 1 / sum(w^2), falls exponentially with the size of
+    the system. To first order w = 1 - (d - <d>), that is <A> - <A d> + <A> <d>: what is neglected does not grow with the size of the
+    system for averages of what is local (M. Ceriotti, G. Brain, O. Riordan, D. Manolopoulos, Proc. R. Soc. A 468, 2 (2012)).
 
     Args:
-        sampled, wanted: [F], potential energies in eV of the frames, with the one and with the other. A constant may be missing.
-        temperature: K, of the frames.
+        difference: [F], d; a constant may be missing.
 
     Returns:
-        [F], their sum is 1.
+        [F], their sum is 1; to first order some may be negative.
     """
-    exponent = -(np.asarray(wanted) - np.asarray(sampled)) / (units.kB * temperature)
-    w = np.exp(exponent - exponent.max())
+    w = 1 - (difference - difference.mean()) if first_order else np.exp(difference.min() - difference)
     return w / w.sum()
 
 
 def ensemble(job: Job, atoms: Atoms, run: Trajectory, first: int, temperature: float, share: float = 0.0):
-    """What to average over of a run, from its sample `first` on.
+    """How to average over a run, from its sample `first` on.
 
-    Without job.target that is every sample, with equal weights. With one it is a sample every LABEL ps, with :func:`weights`.
+    Without job.target every sample counts alike. With one a sample every LABEL ps counts, with :func:`weights`: exact ones where
+    these leave EFFECTIVE frames and SHARE of all, else those to first order.
 
     Args:
         atoms: whatever has the elements of the run.
@@ -395,42 +396,44 @@ def ensemble(job: Job, atoms: Atoms, run: Trajectory, first: int, temperature: f
         share: of the part's progress that is done.
 
     Returns:
-        indices of samples [F], their weights [F], and {} or the number of `frames`, of `effective` ones, and the `spread` of the
+        indices of samples [F]; a function of their values [F, ...] and of indices into these that averages over the latter; {} or
+        the number of `frames`, of `effective` ones with exact weights, whether averages are of `first_order`, and the `spread` of the
         difference of energies (standard deviation, kB T).
 
     Raises:
-        Breakdown: less than EFFECTIVE effective frames, or than SHARE of all: the two potentials differ by too much.
+        Breakdown: the two potentials differ by too much, or there are less than EFFECTIVE frames.
     """
     samples = np.arange(first, len(run.times))
     if job.target is None:
-        return samples, np.full(len(samples), 1 / len(samples)), {}
+        return samples, lambda values, which: np.mean(values[which], axis=0), {}
     if not job.settings.quick:
         samples = samples[:: max(1, round(LABEL / (run.times[1] - run.times[0])))]
     energies = list(job.state.get("target.energies", []))
     atoms = atoms.copy()
-    for k, sample in enumerate(samples):
-        if k < len(energies):
-            continue
-        atoms.set_cell(run.cells[sample], scale_atoms=False)
-        atoms.positions = run.positions[sample]
+    for k in range(len(energies), len(samples)):
+        atoms.set_cell(run.cells[samples[k]], scale_atoms=False)
+        atoms.positions = run.positions[samples[k]]
         energies.append([float(x.get_property("energy", atoms)) for x in (job.calculator, job.target)])
         if k % 20 == 19:
             job.state["target.energies"] = np.array(energies)
             job.save(job.state)
         job.progress(share + (1 - share) * (k + 1) / len(samples))
-    energies = np.array(energies)
-    if not np.isfinite(energies).all():
+    difference = np.diff(energies, axis=1)[:, 0] / (units.kB * temperature)
+    if not np.isfinite(difference).all():
         raise Breakdown(f"energies of {atoms.symbols} are not finite")
-    w = weights(*energies.T, temperature)
-    spread = float(np.std(energies[:, 1] - energies[:, 0]) / (units.kB * temperature))
-    effective = float(1 / (w**2).sum())
-    if (effective < EFFECTIVE or effective < SHARE * len(w)) and not job.settings.quick:
-        advice = "a better model" if effective < SHARE * len(w) else "a longer run (--ps)"
-        raise Breakdown(
-            f"reweighting: {len(w)} frames are worth {effective:.1f} of the teacher's, expected {EFFECTIVE} and {SHARE:.0%} of them; the "
-            f"difference of energies between model and teacher has a standard deviation of {spread:.1f} kB T; take {advice}"
-        )
-    return samples, w, {"frames": len(w), "effective": effective, "spread": spread}
+    effective, spread = float(1 / (weights(difference) ** 2).sum()), float(np.std(difference))
+    limit = FIRST_ORDER * len(atoms) ** 0.5
+    first_order = effective < max(EFFECTIVE, SHARE * len(samples))
+    if not job.settings.quick:
+        if first_order and spread > limit:
+            raise Breakdown(
+                f"reweighting: energies of model and teacher differ by {spread:.1f} kB T (standard deviation), "
+                f"expected {limit:.1f} at most for {len(atoms)} atoms; take a better model"
+            )
+        if len(samples) < EFFECTIVE:
+            raise Breakdown(f"reweighting: expected {EFFECTIVE} frames at least, got {len(samples)}; take a longer run (--ps)")
+    about = {"frames": len(samples), "effective": effective, "first_order": first_order, "spread": spread}
+    return samples, lambda values, which: np.average(values[which], axis=0, weights=weights(difference[which], first_order)), about
 
 
 def jackknife(estimate: Callable[[np.ndarray], object], count: int, blocks: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ def lengths(job: Job) -> tuple[int, float, float]:
 
 
 def box(n: int | tuple[int, int, int], rng: np.random.Generator, density: float = DENSITY) -> Atoms:
-    """Molecules randomly turned on the sites of a cubic lattice, n^3 or n_x n_y n_z of them, at a density in g/cm^3. Order O H H."""
+    """n^3 or n_x n_y n_z molecules, randomly turned on the sites of a cubic lattice, at a density in g/cm^3. Order O H H."""
     one = molecule("H2O")
     one.positions -= one.get_center_of_mass()
     spacing = (one.get_masses().sum() / density / units.kg * units.m**3 * 1e-3) ** (1 / 3)  # g/cm^3 = 1e-3 kg/(1e-2 m)^3
@@ -88,7 +88,7 @@ def liquid(job: Job) -> dict:
         job, atoms, lambda a, rng: Bussi(a, TIMESTEP * units.fs, TEMPERATURE, 1000 * units.fs, rng=rng),
         produce, EVERY, TEMPERATURE, "production", (share * end, end),
     )  # fmt: skip
-    samples, weights, reweighted = ensemble(job, atoms, run, 0, TEMPERATURE, end)
+    samples, average, reweighted = ensemble(job, atoms, run, 0, TEMPERATURE, end)
     r_max, numbers = min(run.cells[0].diagonal()) / 2, atoms.numbers
     result = {"ps": produce, "molecules": n**3, "edge": float(run.cells[0][0, 0]), "radii": None, "rdf": {}, "peaks": {}}
     result |= reweighted
@@ -101,9 +101,9 @@ def liquid(job: Job) -> dict:
             here = slice(sample, sample + 1)
             radii, g = rdf(run.positions[here], run.cells[here], a, b, r_max, exclude=np.arange(len(atoms)) // 3)
             frames.append(g)
-        average = lambda which, g=np.array(frames): np.average(g[which], axis=0, weights=weights[which])  # noqa: E731
-        (position, height), errors = jackknife(lambda which: peak(radii, average(which), window), len(samples))
-        result["radii"], result["rdf"][pair] = radii.round(4).tolist(), average(np.arange(len(samples))).round(5).tolist()
+        g = np.array(frames)
+        (position, height), errors = jackknife(lambda which: peak(radii, average(g, which), window), len(samples))
+        result["radii"], result["rdf"][pair] = radii.round(4).tolist(), average(g, np.arange(len(samples))).round(5).tolist()
         result["peaks"][pair] = {"position": position, "height": height, "errors": errors.tolist()}
     result |= {"temperature": float(run.temperatures.mean()), "temperature_error": block_error(run.temperatures)}
     if job.target is not None:
@@ -131,9 +131,8 @@ def pressure(job: Job) -> dict:
 
     run = dynamics(job, atoms, npt, produce, EVERY, TEMPERATURE, "production", (share * end, end))
     series = density(atoms.get_masses(), run.cells)
-    samples, weights, reweighted = ensemble(job, atoms, run, len(series) // 4, TEMPERATURE, end)
-    settled = series[samples]
-    value, error = jackknife(lambda which: np.average(settled[which], weights=weights[which]), len(samples))
+    samples, average, reweighted = ensemble(job, atoms, run, len(series) // 4, TEMPERATURE, end)
+    value, error = jackknife(lambda which: average(series[samples], which), len(samples))
     shown = slice(None, None, 5) if job.target is None else slice(0)
     return {
         "ps": produce, "molecules": n**3, **reweighted, "density": float(value), "density_error": float(error),
@@ -186,8 +185,11 @@ def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
 
 
 def _length(result: dict) -> str:
-    reweighted = f" of a model, reweighted ({result['effective']:.0f} effective frames)" if "effective" in result else ""
-    return f"{result['ps']:g} ps{reweighted}"
+    if "effective" not in result:
+        return f"{result['ps']:g} ps"
+    how = "to first order" if result["first_order"] else f"exactly, {result['effective']:.0f} effective ones"
+    spread = f"energies differ by {result['spread']:.1f} kB T"
+    return f"{result['ps']:g} ps of a model, {result['frames']} frames of which reweighted ({how}; {spread})"
 
 
 def _run(result: dict) -> str:
