@@ -371,8 +371,8 @@ def weights(difference: np.ndarray, first_order: bool = False) -> np.ndarray:
 
     With d = (E_wanted - E_sampled) / kB T, at constant volume and at constant pressure alike, w = exp(-d) (R. W. Zwanzig, J. Chem.
     Phys. 22, 1420 (1954)). These are exact, but the effective number of frames, 1 / sum(w^2), falls exponentially with the size of
-    the system. To first order w = 1 - (d - <d>), that is <A> - <A d> + <A> <d>: what is neglected does not grow with the size of the
-    system for averages of what is local (M. Ceriotti, G. Brain, O. Riordan, D. Manolopoulos, Proc. R. Soc. A 468, 2 (2012)).
+    the system. To first order w = 1 - (d - <d>), that is <A> - <A d> + <A> <d>: what this leaves out does not grow with the size of
+    the system, for averages of what is local (M. Ceriotti, G. Brain, O. Riordan, D. Manolopoulos, Proc. R. Soc. A 468, 2 (2012)).
 
     Args:
         difference: [F], d; a constant may be missing.
@@ -397,8 +397,8 @@ def ensemble(job: Job, atoms: Atoms, run: Trajectory, first: int, temperature: f
 
     Returns:
         indices of samples [F]; a function of their values [F, ...] and of indices into these that averages over the latter; {} or
-        the number of `frames`, of `effective` ones with exact weights, whether averages are of `first_order`, and the `spread` of the
-        difference of energies (standard deviation, kB T).
+        the number of `frames`, of `effective` ones with exact weights, whether averages are of `first_order`, and the `spread` of
+        the difference of energies (standard deviation, kB T).
 
     Raises:
         Breakdown: the two potentials differ by too much, or there are less than EFFECTIVE frames.
