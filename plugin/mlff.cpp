@@ -110,6 +110,8 @@ const int32_t *mlff_model_atomic_numbers(const mlff_model *model) { return model
 int32_t mlff_model_species_of(const mlff_model *model, int32_t atomic_number) { return model->model->species_of(atomic_number); }
 int32_t mlff_model_max_exchange_width(const mlff_model *model) { return model->model->max_exchange_width(); }
 
+int32_t mlff_model_has_extrapolation_grade(const mlff_model *model) { return model->model->has_grade(); }
+
 int mlff_model_self_check(const mlff_model *model, const char *device, double *max_energy_error_per_atom, double *max_force_error) {
   return guarded([&] {
     require(model, "model");

@@ -29,7 +29,7 @@
 extern "C" {
 #endif
 
-#define MLFF_ABI_VERSION 2
+#define MLFF_ABI_VERSION 3
 
 typedef enum {
   MLFF_OK = 0,
@@ -125,6 +125,9 @@ MLFF_API int32_t mlff_model_max_exchange_width(const mlff_model *model);
  * structure. Copied. */
 MLFF_API int mlff_system_set_structures(mlff_system *system, int32_t n_structures, const int64_t *starts);
 
+/* Whether the file holds what extrapolation grades are computed with (mlff_results): 1 or 0. */
+MLFF_API int32_t mlff_model_has_extrapolation_grade(const mlff_model *model);
+
 /* Results wanted; NULL pointers are not computed. With forces, virial and atom_virial all NULL only the energy is evaluated.
  * Every array is overwritten, not added to. */
 typedef struct {
@@ -133,6 +136,8 @@ typedef struct {
   double *forces;      /* [n_total, 3] eV/Angstrom. Ghost rows hold what belongs to their owners: the engine sums them home */
   double *virial;      /* [6] eV, of the edges of this call's centres; the sum over ranks is the system's */
   double *atom_virial; /* [n_total, 6] eV; half of each edge's term to each of its two atoms (ghost rows: as for forces) */
+  double *extrapolation_grade; /* [n_local] no unit, above 1 the model extrapolates (python/mlff/extrapolation.py); 0 for atoms that
+                                  the model ignores. MLFF_ERROR_INPUT for a file without */
 } mlff_results;
 
 /* Evaluate a system whose periodicity is in its ghosts. positions: [n_total, 3]. On the CPU with the neighbour list given by

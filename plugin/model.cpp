@@ -73,6 +73,8 @@ Model::Model(Payload p, const KernelTable &kernels, const std::string &file)
   check_header(payload.header, name);
   plan = parse_plan(payload, "cpu", kernels, int(atomic_numbers.size()), name);
   if (payload.header["plans"].contains("cuda")) cuda_plan = cuda::parse_plan(payload, name);
+  if (cuda_plan && cuda_plan->grade.empty() == has_grade())
+    fail(MLFF_ERROR_FILE, "%s: either all plans have stages of extrapolation grades or none; export it again", name.c_str());
 
   for (const json &entry : *field(payload.header, "references")) {
     const auto text = [&](const char *key) {

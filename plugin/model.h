@@ -29,6 +29,7 @@ struct Model {
   int32_t species_of(int32_t atomic_number) const;
 
   int32_t max_exchange_width() const;
+  bool has_grade() const { return !plan.grade.empty(); }  // and then the plan of every backend has it
 
   const std::string name;  // what messages call the file
   Payload payload;

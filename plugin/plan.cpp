@@ -27,7 +27,7 @@ constexpr InputShape kInputShapes[kInputs] = {
     {"species", DType::i32, Rows::total, 1, false},   {"offsets", DType::i64, Rows::local_plus_1, 1, false},
     {"neighbors", DType::i32, Rows::edges, 1, false}, {"distance", DType::f64, Rows::edges, 1, false},
     {"unit", DType::f32, Rows::edges, 3, false},      {"atom_energy", DType::f64, Rows::local, 1, true},
-    {"gradient", DType::f64, Rows::edges, 3, true},
+    {"gradient", DType::f64, Rows::edges, 3, true},   {"grade", DType::f64, Rows::local, 1, true},
 };
 
 class Parser {
@@ -37,7 +37,11 @@ class Parser {
 
   Plan parse(const json &entry) {
     for (const json &buffer : list_field(entry, "buffers", where_)) add_buffer(buffer);
-    for (const json &stage : list_field(entry, "stages", where_)) add_stage(stage);
+    for (const json &stage : list_field(entry, "stages", where_)) add_stage(stage, plan_.stages);
+    // Grades can be wanted without forces: what the backward stages write is not there then.
+    for (size_t b = 0; b < written_.size(); b++) written_[b] = written_[b] && plan_.buffers[b].forward;
+    if (entry.contains("grade"))
+      for (const json &stage : list_field(entry, "grade", where_)) add_stage(stage, plan_.grade);
     return std::move(plan_);
   }
 
@@ -67,16 +71,19 @@ class Parser {
     throw Error(MLFF_ERROR_FILE, where + ": there is no buffer, tensor or input \"" + name + "\"");
   }
 
-  void add_stage(const json &entry) {
-    std::string where = where_ + ": stage " + std::to_string(plan_.stages.size());
+  void add_stage(const json &entry, std::vector<Stage> &stages) {
+    const bool of_grade = &stages == &plan_.grade;
+    std::string where = where_ + (of_grade ? ": grade, stage " : ": stage ") + std::to_string(stages.size());
     const std::string &kernel = string_field(entry, "kernel", where);
     where += " (" + kernel + ")";
     Stage stage{};
     const std::string &pass = entry.contains("pass") ? string_field(entry, "pass", where) : "forward";
     if (pass != "forward" && pass != "backward") throw Error(MLFF_ERROR_FILE, where + ": pass must be forward or backward");
     stage.backward = pass == "backward";
-    if (!stage.backward && !plan_.stages.empty() && plan_.stages.back().backward)
+    if (!stage.backward && !stages.empty() && stages.back().backward)
       throw Error(MLFF_ERROR_FILE, where + ": a forward stage comes after a backward stage");
+    if (of_grade && (stage.backward || kernel == "exchange"))
+      throw Error(MLFF_ERROR_FILE, where + ": stages of grades are forward stages without an exchange");
 
     const std::vector<std::string> names = names_field(entry, "args", where);
     const bool exchange = kernel == "exchange";
@@ -96,6 +103,10 @@ class Parser {
       const std::string what = where + ": argument " + parameters[k].name + " = \"" + names[k].substr(0, 80) + "\"";
       stage.args.push_back(resolve(names[k], where));
       check_argument(parameters[k], stage, stage.args.back(), what, equations);
+      const bool is_grade = stage.args.back().kind == Argument::input && stage.args.back().index == int(Input::grade);
+      const bool is_result = stage.args.back().kind == Argument::input && parameters[k].written;
+      if (is_grade != (of_grade && is_result))
+        throw Error(MLFF_ERROR_FILE, what + ": stages of grades write \"grade\" and no other result, and nothing else touches it");
       if (std::count(names.begin(), names.end(), names[k]) > 1 && parameters[k].written)
         throw Error(MLFF_ERROR_FILE, what + " is written, and may be given only once");
     }
@@ -111,7 +122,7 @@ class Parser {
       if (!stage.backward) plan_.buffers[argument.index].forward = true;
       if (exchange) plan_.max_exchange_width = std::max(plan_.max_exchange_width, int32_t(plan_.buffers[argument.index].width));
     }
-    plan_.stages.push_back(std::move(stage));
+    stages.push_back(std::move(stage));
   }
 
   // One argument against its parameter; sizes that depend on letters become equations.

@@ -15,8 +15,8 @@ namespace mlff {
 enum class Rows { local, total, edges, local_plus_1 };
 
 // Arrays that the backend provides, in this order.
-enum class Input { species, offsets, neighbors, distance, unit, atom_energy, gradient };
-constexpr int kInputs = 7;
+enum class Input { species, offsets, neighbors, distance, unit, atom_energy, gradient, grade };
+constexpr int kInputs = 8;
 
 struct Buffer {
   std::string name;
@@ -43,6 +43,7 @@ struct Stage {
 struct Plan {
   std::vector<Buffer> buffers;
   std::vector<Stage> stages;            // forward stages come first
+  std::vector<Stage> grade;             // of extrapolation grades, after the stages; empty for a file without
   bool exchanges(bool backward) const;  // whether the forward stages, or those of both passes, contain an exchange
   int32_t max_exchange_width = 0;
 };

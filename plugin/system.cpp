@@ -120,6 +120,13 @@ void System::check_no_ghosts(const char *function) const {
          (long long)(n_total_ - n_local_));
 }
 
+void System::check_grade(const mlff_results &results) const {
+  if (results.extrapolation_grade && !model_->has_grade())
+    fail(MLFF_ERROR_INPUT,
+         "%s has no extrapolation grade; `mlff train` fits one: run it again with this mlff, and export the student",
+         model_->name.c_str());
+}
+
 void System::check_exchange(bool exchanges) const {
   if (foreign_ghosts_ && !exchange_ && exchanges)
     fail(MLFF_ERROR_EXCHANGE, "the system has %lld ghosts, and the model's message layers need their features: call set_exchange",

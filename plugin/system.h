@@ -40,6 +40,7 @@ class System {
   void check_ready(const double *positions) const;
   void check_one_structure(const char *function) const;
   void check_no_ghosts(const char *function) const;
+  void check_grade(const mlff_results &results) const;  // that the model has what is wanted
   void check_exchange(bool exchanges) const;  // that ghosts have their features, if the stages to be run exchange any
   void exchange(float *rows, int32_t width) const;
   [[noreturn]] static void no_edges();

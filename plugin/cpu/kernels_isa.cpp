@@ -1,5 +1,6 @@
 // The kernel table of one instruction set. Compiled once per instruction set with MLFF_ISA naming it.
 #define EIGEN_DONT_PARALLELIZE  // the loops over blocks of atoms are parallel
+#include "extrapolation.h"
 #include "filter.h"
 #include "message.h"
 #include "readout.h"
@@ -30,6 +31,7 @@ KernelTable kernels() {
        "unit:f32[edges,3] basis:f32[edges,K] > s_out:f32[local,F] v_out:f32[local,3F]",
        message},
       {"readout", MLFF_READOUT "b2:f32[1] shift:f64[S] > atom_energy:f64[local,1]", readout},
+      {"extrapolation", "s:f32[local,F] species:i32[total,1] projection:f32[SF,D] environments:f32[SK,D] > grade:f64[local,1]", extrapolation},
       {"repulsion", "species:i32[total,1] " MLFF_LIST "distance:f64[edges,1] pair_table:f64[P,3] > atom_energy:f64[local,1]", repulsion},
       {"readout_backward", MLFF_READOUT "> g:f32[total,4F]", readout_backward},
       {"update_backward", "vu:f32[F,2F] w1:f32[2F,F] w2:f32[F,3F] " MLFF_UPDATE_KEPT "> g:f32[total,4F]", update_backward},

@@ -100,7 +100,8 @@ void CpuSystem::compute_batch(const double *positions, const double *cells, cons
     const int64_t start = starts_[b], n = starts_[b + 1] - start;
     const auto at = [](double *p, int64_t offset) { return p ? p + offset : nullptr; };
     const mlff_results part{at(results.energy, b), at(results.atom_energy, start), at(results.forces, 3 * start),
-                            at(results.virial, 6 * b), at(results.atom_virial, 6 * start)};
+                            at(results.virial, 6 * b), at(results.atom_virial, 6 * start),
+                            at(results.extrapolation_grade, start)};
     try {
       single_->set_atoms(n, n, species_.data() + start);
       single_->compute_periodic(positions + 3 * start, cells ? cells + 9 * b : nullptr, pbcs ? pbcs + 3 * b : nullptr, part);
@@ -173,6 +174,7 @@ void CpuSystem::evaluate(const double *positions, const PairList &pairs, const C
                          int threads) {
   const bool backward = results.forces || results.virial || results.atom_virial;
   check_exchange(model_->plan.exchanges(backward));
+  check_grade(results);
   select_edges(positions, pairs, cell, threads);
   std::fill_n(atom_energy_.resize(n_local_), n_local_, 0.0);
   if (backward) std::fill_n(gradient_.resize(3 * n_edges_), 3 * n_edges_, 0.0);
@@ -183,9 +185,14 @@ void CpuSystem::evaluate(const double *positions, const PairList &pairs, const C
     if (rows > INT64_MAX / (buffers[b].width * 16)) throw std::bad_alloc();
     buffers_[b].resize(std::max<int64_t>(1, rows) * buffers[b].width * int64_t(dtype_size(buffers[b].dtype)));
   }
-  run_stages(backward, threads);
+  run_stages(model_->plan.stages, backward, threads);
   collect_energy(results);
   if (backward) collect_gradient(results, threads);
+  if (results.extrapolation_grade) {
+    grade_.resize(n_local_);
+    run_stages(model_->plan.grade, backward, threads);
+    std::copy_n(grade_.data(), n_local_, results.extrapolation_grade);
+  }
   evaluated_ = true;
 }
 
@@ -200,13 +207,14 @@ void *CpuSystem::pointer(const Argument &argument) const {
     case Input::unit: return unit_.data();
     case Input::atom_energy: return atom_energy_.data();
     case Input::gradient: return gradient_.data();
+    case Input::grade: return grade_.data();
   }
   return nullptr;
 }
 
-void CpuSystem::run_stages(bool backward, int threads) {
+void CpuSystem::run_stages(const std::vector<Stage> &stages, bool backward, int threads) {
   std::vector<void *> args;
-  for (const Stage &stage : model_->plan.stages) {
+  for (const Stage &stage : stages) {
     if (stage.backward && !backward) break;
     args.clear();
     for (const Argument &argument : stage.args) args.push_back(pointer(argument));
@@ -315,7 +323,7 @@ size_t CpuSystem::bytes() const {
   for (const auto &buffer : buffers_) bytes += buffer.bytes();
   if (single_) bytes += single_->bytes();
   return bytes + offsets_.bytes() + kept_.bytes() + neighbors_.bytes() + distance_.bytes() + vectors_.bytes() +
-         atom_energy_.bytes() + gradient_.bytes() + partial_.bytes() + unit_.bytes();
+         atom_energy_.bytes() + gradient_.bytes() + grade_.bytes() + partial_.bytes() + unit_.bytes();
 }
 
 }  // namespace mlff

@@ -31,7 +31,7 @@ class CpuSystem : public System {
   void evaluate(const double *positions, const PairList &pairs, const Cell *cell, const mlff_results &results, int threads);
   // Makes those of the pairs that are closer than the cutoff the edges of this evaluation.
   void select_edges(const double *positions, const PairList &pairs, const Cell *cell, int threads);
-  void run_stages(bool backward, int threads);
+  void run_stages(const std::vector<Stage> &stages, bool backward, int threads);
   void *pointer(const Argument &argument) const;
   void collect_energy(const mlff_results &results) const;
   void collect_gradient(const mlff_results &results, int threads);
@@ -45,7 +45,7 @@ class CpuSystem : public System {
   // Inputs and results of the plan, by edge and by atom.
   Scratch<int64_t> offsets_, kept_;
   Scratch<int32_t> neighbors_;
-  Scratch<double> distance_, vectors_, atom_energy_, gradient_, partial_;
+  Scratch<double> distance_, vectors_, atom_energy_, gradient_, grade_, partial_;
   Scratch<float> unit_;
   std::vector<Scratch<std::byte>> buffers_;
 };

@@ -31,6 +31,7 @@ constexpr InputShape kInputShapes[kInputs] = {
     {"forces", DType::f64, Rows::total, 3},
     {"atom_energy", DType::f64, Rows::total, 1},
     {"atom_virial", DType::f64, Rows::total, 6},
+    {"grade", DType::f64, Rows::total, 1},
     {"positions", DType::f64, Rows::total, 3},
     {"counts", DType::i32, Rows::one, 4},
     {"elements", DType::i32, Rows::total, 1},
@@ -115,6 +116,8 @@ class Parser {
     for (const json &schedule : list_field(entry, "schedules", where_)) add_schedule(schedule);
     if (plan_.schedules.empty() || plan_.schedules.back().max_rows != INT64_MAX)
       bad(where_ + ": the last schedule must have the max_rows null");
+    if (entry.contains("grade")) plan_.grade = stages(list_field(entry, "grade", where_), where_ + ": grade", false);
+    if (!exchanges(plan_.grade).empty()) bad(where_ + ": stages of grades exchange nothing");
     constexpr const char *types[] = {"f32", "f64"};
     for (int d = 0; d < 2; d++) {
       caller_dtype_ = types[d];

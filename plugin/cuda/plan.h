@@ -22,6 +22,7 @@ enum Input {
   kForces,
   kAtomEnergy,
   kAtomVirial,
+  kGrade,
   kPositions,
   kCounts,
   kElements,
@@ -85,6 +86,7 @@ struct Plan {
   Stages dense, list;
   std::vector<Schedule> schedules;
   Stages imports[2], exports[2];           // for float32 and float64
+  Stages grade;                            // of extrapolation grades, after an evaluation; empty for a file without
   std::vector<std::string> architectures;  // of all kernels: "sm_90" ..., "ptx"
   std::vector<std::string> overlapping;    // those of them whose kernels wait by themselves for the kernel before
   int32_t max_exchange_width = 0;

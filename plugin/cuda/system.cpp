@@ -254,6 +254,13 @@ void CudaSystem::launch(std::span<const Stage *const> stages, StreamHandle strea
   }
 }
 
+void CudaSystem::launch(const Stages &list, bool backward, StreamHandle stream, const DevicePointer *caller) {
+  std::vector<const Stage *> stages;
+  for (const Stage &stage : list)
+    if (stage.runs(backward)) stages.push_back(&stage);
+  launch(stages, stream, caller);
+}
+
 CudaSystem::Graphs &CudaSystem::graphs(const Setup &setup) {
   const auto known =
       std::find_if(graphs_.begin(), graphs_.end(), [&](const Graphs &g) { return g.setup == setup && g.capacity == capacity_; });
@@ -372,6 +379,7 @@ void CudaSystem::compute_batch(const double *positions, const double *cells, con
 
 void CudaSystem::evaluate(const double *positions, const Setup &setup, const mlff_results &results) {
   const auto list = stages(setup);
+  check_grade(results);
   check_exchange(std::any_of(list.begin(), list.end(), [](const Stage *s) { return s->kernel < 0; }));
   if (n_local_ == 0) {
     evaluate_nothing(setup, results);
@@ -390,6 +398,7 @@ void CudaSystem::evaluate(const double *positions, const Setup &setup, const mlf
     put(kBoxes, boxes_.data(), boxes_.size() * sizeof(double), stream);
     MLFF_CUDA(cuMemcpyHtoDAsync, pointer(kPositions), staged, size_t(3 * n_total_) * sizeof(double), stream);
     if (!run(setup, stream)) continue;
+    if (results.extrapolation_grade) launch(plan_.grade, setup.backward, stream);
     const int32_t *flags = fetch(results);
     clean_ = true;
     rebuild_ = true;
@@ -426,6 +435,7 @@ const int32_t *CudaSystem::fetch(const mlff_results &results) {
   };
   std::vector<Part> parts = {{offsets_[kStatus], results.forces ? forces_end : energies_end}};
   if (results.atom_energy) parts.push_back({offsets_[kAtomEnergy], offsets_[kAtomEnergy] + sizeof(double) * size_t(n_local_)});
+  if (results.extrapolation_grade) parts.push_back({offsets_[kGrade], offsets_[kGrade] + sizeof(double) * size_t(n_local_)});
   if (results.atom_virial) parts.push_back({offsets_[kAtomVirial], offsets_[kAtomVirial] + 6 * sizeof(double) * size_t(n_total_)});
   size_t size = 0;
   for (const Part &part : parts) size += size_t(round_up(int64_t(part.end - part.begin), kAlign));
@@ -461,6 +471,7 @@ void CudaSystem::deliver(const mlff_results &results) const {
   copy(kAtomEnergy, results.atom_energy, n_local_, 1);
   copy(kForces, results.forces, n_total_, 3);
   copy(kAtomVirial, results.atom_virial, n_total_, 6);
+  copy(kGrade, results.extrapolation_grade, n_local_, 1);
   for (int64_t k = n_local_; !originals_.empty() && k < n_total_; k++) {  // what belongs to an image goes to its original
     const int64_t first = originals_[size_t(k)];
     if (first == k) continue;

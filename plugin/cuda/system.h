@@ -77,6 +77,7 @@ class CudaSystem : public System {
   // overlap: the kernel before is one of the plan, and this one may start before that has ended.
   void launch(const Stage &stage, StreamHandle stream, bool overlap, const DevicePointer *caller);
   void launch(std::span<const Stage *const> stages, StreamHandle stream, const DevicePointer *caller = nullptr);
+  void launch(const Stages &list, bool backward, StreamHandle stream, const DevicePointer *caller = nullptr);  // those that run
   Graphs &graphs(const Setup &setup);
   bool run(const Setup &setup, StreamHandle stream);               // false: more room is needed, nothing was exchanged
   bool exchange_rows(int array, bool first, StreamHandle stream);  // likewise

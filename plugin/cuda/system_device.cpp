@@ -89,12 +89,6 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
   const auto wanted = [&](const Setup &setup) {
     return Warm{setup, a.is_double != 0, a.box != nullptr, a.energy != nullptr, backward, a.length_unit, a.energy_unit};
   };
-  const auto launch_all = [&](const Stages &list) {
-    std::vector<const Stage *> stages;
-    for (const Stage &stage : list)
-      if (stage.runs(backward)) stages.push_back(&stage);
-    launch(stages, stream, caller);
-  };
 
   if (capturing != kNotCapturing) {
     // Nothing may be copied, allocated or waited for here, and what is captured must stay where it is.
@@ -102,9 +96,9 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
       fail(MLFF_ERROR_INPUT,
            "the stream is capturing: evaluate once before capturing, with the same atoms, units and kinds of results");
     captured_ = true;
-    launch_all(imports);
+    launch(imports, backward, stream, caller);
     launch(stages(warm_->setup), stream);
-    launch_all(exports);
+    launch(exports, backward, stream, caller);
     return;
   }
 
@@ -132,9 +126,9 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
       mirrors_[kBoxes].clear();  // the device writes them
     else
       put(kBoxes, boxes_.data(), boxes_.size() * sizeof(double), stream);
-    launch_all(imports);
+    launch(imports, backward, stream, caller);
     run(setup, stream);
-    launch_all(exports);
+    launch(exports, backward, stream, caller);
     auto *flags = static_cast<int32_t *>(results_.reserve(device_->context, 16 * sizeof(int32_t)));
     MLFF_CUDA(cuMemcpyDtoHAsync, flags, pointer(kStatus), 16 * sizeof(int32_t), stream);
     MLFF_CUDA(cuStreamSynchronize, stream);

@@ -8,7 +8,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.cell import Cell
 from ase.data import chemical_symbols
 
-from .core import MLFFInputError, MLFFResourceError, Model, System, device_count
+from .core import NO_GRADE, MLFFInputError, MLFFResourceError, Model, System, device_count
 
 BATCH_ATOMS = 16384  # of a batch, and the places for pairs of all its atoms: together some GB of GPU memory
 BATCH_CANDIDATES = 1 << 26
@@ -23,11 +23,15 @@ class MLFFCalculator(Calculator):
     energy alone is computed without gradients; everything else comes from one evaluation. Any combination of periodic
     directions is allowed, as are cells smaller than the cutoff and atoms outside the cell.
 
+    Models trained by this version also give ``extrapolation_grade`` [N], which has no unit: above 1 an atom is unlike the training data
+    (docs/extrapolation.md). It is computed when it is asked for, ``calc.get_property("extrapolation_grade", atoms)``.
+
     Args:
         model_path: a model.pt of mlff-export.
         device: "cpu", "cuda" (the first GPU), "cuda:1" ..., or "auto": the first GPU if there is one that the file has code
             for, else the CPU. Both compute in float32: results differ by rounding.
         threads: number of threads of the CPU; 0 for OpenMP's default. Results are the same bit for bit for the same number.
+        with_grade: compute the grades with the forces, for dynamics that look at them at every step: one evaluation, not two.
         self_check: first compare the model's reference structures with the stored results.
 
     Attributes:
@@ -41,28 +45,34 @@ class MLFFCalculator(Calculator):
         MLFFFileError: the file is missing, damaged, foreign or too new.
         MLFFInternalError: the self-check failed.
         MLFFResourceError: no such device, or a file without machine code for it.
-        ValueError: (when evaluated) an element that the model does not know, positions that are not finite, an impossible cell.
-        PropertyNotImplementedError: (when evaluated) stress without periodicity in three directions.
+        ValueError: with_grade, and the model has none; (when evaluated) an element that the model does not know, positions that are not finite, an impossible cell.
+        PropertyNotImplementedError: (when evaluated) stress without periodicity in three directions, grades of a model without.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
-    default_parameters = {"device": "cpu", "threads": 0}
+    default_parameters = {"device": "cpu", "threads": 0, "with_grade": False}
     ignored_changes = {"initial_charges", "initial_magmoms"}
     name = "mlff"
 
-    def __init__(self, model_path, device: str = "cpu", threads: int = 0, self_check: bool = False, **kwargs):
+    def __init__(
+        self, model_path, device: str = "cpu", threads: int = 0, with_grade: bool = False, self_check: bool = False, **kwargs
+    ):
         self.model = Model(model_path)
         self.species = [chemical_symbols[z] for z in self.model.atomic_numbers]
         self.cutoff, self.sha256 = self.model.cutoff, self.model.sha256
-        super().__init__(model_path=str(model_path), device=device, threads=threads, **kwargs)
+        if self.model.has_extrapolation_grade:
+            self.implemented_properties = [*MLFFCalculator.implemented_properties, "extrapolation_grade"]
+        super().__init__(model_path=str(model_path), device=device, threads=threads, with_grade=with_grade, **kwargs)
         if self_check:
             self.model.self_check(self.device)
 
     def set(self, **kwargs) -> Dict[str, Any]:
-        """Changes ``device`` or ``threads``."""
-        unknown = set(kwargs) - {"model_path", "device", "threads"}
+        """Changes ``device``, ``threads`` or ``with_grade``."""
+        unknown = set(kwargs) - {"model_path", "device", "threads", "with_grade"}
         if unknown or "model_path" in kwargs and self.parameters.get("model_path", kwargs["model_path"]) != kwargs["model_path"]:
-            raise ValueError(f"MLFFCalculator.set changes device or threads, got {kwargs}; make a new calculator for another model")
+            raise ValueError(f"MLFFCalculator.set changes device, threads or with_grade, got {kwargs}; make a new calculator for another model")
+        if kwargs.get("with_grade") and not self.model.has_extrapolation_grade:
+            raise ValueError(NO_GRADE)
         changed = super().set(**kwargs)
         if changed:
             self.reset()
@@ -89,7 +99,7 @@ class MLFFCalculator(Calculator):
     def __reduce__(self):
         """For copies and other processes, which load the file again."""
         parameters = self.parameters
-        arguments = parameters["model_path"], parameters["device"], parameters["threads"]
+        arguments = parameters["model_path"], parameters["device"], parameters["threads"], parameters["with_grade"]
         return type(self), arguments, {"atoms": self.atoms, "results": self.results}
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
@@ -98,18 +108,27 @@ class MLFFCalculator(Calculator):
         if wanted & {"stress", "stresses"} and not solid:
             raise PropertyNotImplementedError(_no_stress(atoms))
         names = ["energy", "atom_energy"]
-        if wanted - {"energy", "free_energy", "energies"}:
+        if wanted - {"energy", "free_energy", "energies", "extrapolation_grade"}:
             names += ["forces", "virial"]
+            if self.parameters["with_grade"]:
+                wanted.add("extrapolation_grade")
         if "stresses" in wanted:
             names.append("atom_virial")
+        if "extrapolation_grade" in wanted:
+            names.append("extrapolation_grade")
         self._set_atoms(atoms)
         found = self._system.compute(atoms.positions, atoms.cell.array, atoms.pbc, names)
         self.results.update(energy=found["energy"], free_energy=found["energy"], energies=found["atom_energy"])
-        if "forces" in found:
-            self.results["forces"] = found["forces"]
+        for name in {"forces", "extrapolation_grade"} & set(found):
+            self.results[name] = found[name]
         for name, virial in (("stress", "virial"), ("stresses", "atom_virial")):
             if virial in found and solid:
                 self.results[name] = -found[virial][..., VOIGT] / atoms.get_volume()
+
+    def get_property(self, name, atoms=None, allow_calculation=True):
+        if name == "extrapolation_grade" and not self.model.has_extrapolation_grade:
+            raise PropertyNotImplementedError(NO_GRADE)
+        return super().get_property(name, atoms, allow_calculation)
 
     def calculate_batch(
         self, structures: Sequence[Atoms], properties: Optional[Sequence[str]] = None
@@ -140,7 +159,8 @@ class MLFFCalculator(Calculator):
             self._check_elements(atoms, f"structure {index}, ")
             if properties is not None and wanted & {"stress", "stresses"} and not atoms.pbc.all():
                 raise PropertyNotImplementedError(f"structure {index}, {atoms.symbols}: {_no_stress(atoms)}")
-        sources = {"energies": "atom_energy", "forces": "forces", "stress": "virial", "stresses": "atom_virial"}
+        sources = {"energies": "atom_energy", "stress": "virial", "stresses": "atom_virial"}
+        sources.update({name: name for name in ("forces", "extrapolation_grade")})
         names = ["energy", *(source for name, source in sources.items() if name in wanted)]
         if self._batch is None:
             self._batch = System(self.model, self.device, self.parameters["threads"])
@@ -203,8 +223,8 @@ class MLFFCalculator(Calculator):
             result = {"energy": float(found["energy"][k]), "free_energy": float(found["energy"][k])}
             if "atom_energy" in found:
                 result["energies"] = found["atom_energy"][own].copy()
-            if "forces" in found:
-                result["forces"] = found["forces"][own].copy()
+            for name in {"forces", "extrapolation_grade"} & set(found):
+                result[name] = found[name][own].copy()
             if atoms.pbc.all():
                 if "virial" in found:
                     result["stress"] = -found["virial"][k, VOIGT] / atoms.get_volume()

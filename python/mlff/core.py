@@ -19,8 +19,10 @@ from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-ABI_VERSION = 2
-RESULTS = ("energy", "atom_energy", "forces", "virial", "atom_virial")
+ABI_VERSION = 3
+NO_GRADE = "the model has no extrapolation grade; `mlff train` fits one: run it again with this mlff, and export the student"
+RESULTS = ("energy", "atom_energy", "forces", "virial", "atom_virial")  # of every model
+GRADE = "extrapolation_grade"  # of models that have it
 
 
 class MLFFError(RuntimeError):
@@ -71,7 +73,7 @@ def library_path(name: str) -> Path:
 
 
 class _Results(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in RESULTS]
+    _fields_ = [(name, c_void_p) for name in (*RESULTS, GRADE)]
 
 
 class DeviceArrays(ctypes.Structure):
@@ -107,6 +109,7 @@ _SIGNATURES = {
     "mlff_model_n_species": (c_int32, [c_void_p]),
     "mlff_model_atomic_numbers": (POINTER(c_int32), [c_void_p]),
     "mlff_model_max_exchange_width": (c_int32, [c_void_p]),
+    "mlff_model_has_extrapolation_grade": (c_int32, [c_void_p]),
     "mlff_model_self_check": (c_int, [c_void_p, c_char_p, POINTER(c_double), POINTER(c_double)]),
     "mlff_model_supports": (c_int, [c_void_p, c_char_p]),
     "mlff_system_create": (c_int, [c_void_p, c_char_p, POINTER(c_void_p)]),
@@ -171,6 +174,9 @@ class Model:
         sha256: 64 hexadecimal digits, the identity of the model.
         cutoff: radius in Angstrom.
         atomic_numbers: int32 [S], the elements that the model knows.
+        has_extrapolation_grade: whether the file holds what the result ``extrapolation_grade`` is computed with.
+        calibration: float64 [2, B], grades and the errors of a force in eV/Angstrom to be expected there (docs/extrapolation.md); None
+            for a model without.
         max_exchange_width: largest number of features per atom that an exchange callback is called with; 0: it is never called.
 
     Raises:
@@ -194,6 +200,9 @@ class Model:
         self.atomic_numbers: np.ndarray = np.array(
             self._library.mlff_model_atomic_numbers(self._handle)[:n_species], dtype=np.int32
         )
+        known = self.header.get("extrapolation")
+        self.calibration = None if known is None else np.array([known["grade"], known["force_error_eV_A"]], dtype=float)
+        self.has_extrapolation_grade = bool(self._library.mlff_model_has_extrapolation_grade(self._handle))
         self.max_exchange_width: int = self._library.mlff_model_max_exchange_width(self._handle)
 
     def __del__(self):
@@ -418,10 +427,11 @@ class System:
             "forces": (self._n_total, 3),
             "virial": virial,
             "atom_virial": (self._n_total, 6),
+            GRADE: (self._n_local,),
         }
         want = list(want)
         if any(name not in shapes for name in want):
-            raise MLFFInputError(f"want must be names out of {', '.join(RESULTS)}; got {want}")
+            raise MLFFInputError(f"want must be names out of {', '.join(shapes)}; got {want}")
         results: Dict[str, Any] = {name: np.empty(shapes[name]) for name in want}
         return results, _Results(**{name: array.ctypes.data for name, array in results.items()})
 

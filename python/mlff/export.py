@@ -1,5 +1,6 @@
 """From a checkpoint to ``model.pt``: the plan, the weights as the kernels want them, and reference structures."""
 
+import copy
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -13,7 +14,7 @@ from . import __version__, compile, payload
 from .message import message_first_weights, source_features
 from .neighbors import find_neighbors
 from .painn import PaiNN, energy_and_gradient, forces_and_virial, load_checkpoint, read_record
-from .plan import HALVES_SCALE, CudaSizes, cuda_tensor_dtypes, cpu_plan, cuda_plan
+from .plan import HALVES_SCALE, CudaSizes, cuda_tensor_dtypes, cpu_plan, cuda_plan, power_of_two
 
 
 def plan_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
@@ -27,6 +28,10 @@ def plan_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
     tensors = {name: t.detach().numpy().astype(np.float64 if name == "shift" else np.float32) for name, t in state.items()}
     tensors["pair_table"] = model.pair_table.numpy().astype(np.float64).reshape(-1, 3)
     tensors["cutoff"] = np.array([config.cutoff], dtype=np.float64)
+    if model.extrapolation is not None:
+        del tensors["extrapolation.calibration"]  # which no kernel needs: it is in the header
+        for name in ("projection", "environments"):
+            tensors[f"extrapolation.{name}"] = tensors[f"extrapolation.{name}"].reshape(-1, model.extrapolation.projection.shape[2])
     return tensors
 
 
@@ -87,6 +92,14 @@ def cuda_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
     for name in ("b1", "w2"):
         weights["gpu.readout." + name] = padded(r[name], m)
     weights["gpu.readout.b2"] = r["b2"].detach().numpy().reshape(1)
+    if model.extrapolation is not None:
+        (k, d), grade = map(power_of_two, model.extrapolation.environments.shape[1:]), model.extrapolation
+        added = k - grade.environments.shape[1]  # rows that are there already are no nearer
+        environments = torch.cat([grade.environments, grade.environments[:, -1:].expand(-1, added, -1)], 1)
+        directions = torch.nn.functional.pad(environments, (0, d - environments.shape[2]))
+        weights["gpu.environments"] = directions.numpy().reshape(-1, d)
+        projection = torch.nn.functional.pad(grade.projection, (0, d - grade.projection.shape[2]))
+        weights["gpu.projection"] = padded(projection, len(projection), full, d).reshape(-1, d)
     dtypes = cuda_tensor_dtypes(config)
     return {name: halves(name, t) if dtypes[name] == "f16" else t.astype(np.float32) for name, t in weights.items()}
 
@@ -149,12 +162,13 @@ def build_payload(
     """
     config = model.config
     rounded = PaiNN(config)
+    rounded.extrapolation = copy.deepcopy(model.extrapolation)
     rounded.load_state_dict(model.state_dict())
     rounded.double()
-    structures = reference_structures(list(config.species))
-    plans, tensors = {"cpu": cpu_plan(config).to_dict()}, {**plan_tensors(rounded), **reference_tensors(rounded, structures)}
+    structures, grade = reference_structures(list(config.species)), rounded.extrapolation
+    plans, tensors = {"cpu": cpu_plan(config, grade is not None).to_dict()}, {**plan_tensors(rounded), **reference_tensors(rounded, structures)}
     if architectures:
-        plan = cuda_plan(config)
+        plan = cuda_plan(config, grade and tuple(grade.environments.shape[1:]))
         compiled, code = compile.compile_plan(plan, architectures, progress)
         plans["cuda"] = {**plan.to_dict(), **compiled}
         tensors.update({**cuda_tensors(rounded), **code})
@@ -171,6 +185,8 @@ def build_payload(
         "references": [{"name": a.info["name"], "prefix": f"reference.{k}"} for k, a in enumerate(structures)],
         "plans": plans,
     }
+    if grade is not None:
+        header["extrapolation"] = dict(zip(("grade", "force_error_eV_A"), grade.calibration.tolist()))
     return payload.pack(header, tensors)
 
 

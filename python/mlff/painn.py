@@ -9,7 +9,7 @@ The operations live in filter.py, message.py, update.py, readout.py and repulsio
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from ase.data import atomic_numbers as NUMBER_OF_SYMBOL
@@ -17,6 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .core import NO_GRADE
+from .extrapolation import Extrapolation
 from .files import replacing
 from .filter import radial_basis
 from .message import (
@@ -78,7 +80,11 @@ def _zeros(*shape: int) -> nn.Parameter:
 
 
 class PaiNN(nn.Module):
-    """The energy model. Weights multiply from the right (x @ w), so w has the shape [in, out]."""
+    """The energy model. Weights multiply from the right (x @ w), so w has the shape [in, out].
+
+    Attributes:
+        extrapolation: parameters of the extrapolation grade (extrapolation.py), which are fitted after the weights; None without.
+    """
 
     def __init__(self, config: PaiNNConfig):
         super().__init__()
@@ -100,6 +106,7 @@ class PaiNN(nn.Module):
         index_of_number = torch.full((120,), -1, dtype=torch.long)
         index_of_number[config.atomic_numbers] = torch.arange(s)
         self.register_buffer("index_of_number", index_of_number, persistent=False)
+        self.extrapolation: Optional[Extrapolation] = None
 
     def species_index(self, atomic_numbers: Tensor) -> Tensor:
         """Indices [N] into config.species. Raises ValueError for an element that the model does not know.
@@ -112,17 +119,8 @@ class PaiNN(nn.Module):
             raise ValueError(f"the model knows the elements {' '.join(self.config.species)}; got atomic numbers {unknown}")
         return index
 
-    def forward(self, atomic_numbers: Tensor, edges: Tensor, edge_vectors: Tensor) -> Tensor:
-        """Atomic energies.
-
-        Args:
-            atomic_numbers: [N] integers.
-            edges: [2, E]; row 0 the destination i, row 1 the source j; both directions of every pair within the cutoff.
-            edge_vectors: [E, 3] in Angstrom, r_ij = x_j + shift - x_i. Pairs beyond the cutoff contribute exactly nothing.
-
-        Returns:
-            energies [N] in eV, float64, shifts and repulsion included.
-        """
+    def scalar_features(self, atomic_numbers: Tensor, edges: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Scalar features [N, F] after the last layer; arguments as in :meth:`forward`."""
         config, dtype = self.config, self.embedding.dtype
         species = self.species_index(atomic_numbers)
         edge_vectors = edge_vectors.to(torch.float64)
@@ -137,9 +135,31 @@ class PaiNN(nn.Module):
             else:
                 s, v = message(source_features(s, **layer.source), v, s, edges, unit, basis, layer.filter)
             s, v = update(s, v, **layer.update)
+        return s
+
+    def forward(self, atomic_numbers: Tensor, edges: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Atomic energies.
+
+        Args:
+            atomic_numbers: [N] integers.
+            edges: [2, E]; row 0 the destination i, row 1 the source j; both directions of every pair within the cutoff.
+            edge_vectors: [E, 3] in Angstrom, r_ij = x_j + shift - x_i. Pairs beyond the cutoff contribute exactly nothing.
+
+        Returns:
+            energies [N] in eV, float64, shifts and repulsion included.
+        """
+        species = self.species_index(atomic_numbers)
+        d64 = torch.linalg.vector_norm(edge_vectors.to(torch.float64), dim=-1)
         pair_energy, _ = repulsion(d64, self.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
+        s = self.scalar_features(atomic_numbers, edges, edge_vectors)
         energy = readout(s, **self.readout).to(torch.float64) + self.shift[species].to(torch.float64)
         return energy.index_add(0, edges[0], pair_energy)
+
+    def extrapolation_grade(self, atomic_numbers: Tensor, edges: Tensor, edge_vectors: Tensor) -> Tensor:
+        """Extrapolation grades [N] (extrapolation.py); arguments as in :meth:`forward`. ValueError for a model without."""
+        if self.extrapolation is None:
+            raise ValueError(NO_GRADE)
+        return self.extrapolation(self.scalar_features(atomic_numbers, edges, edge_vectors), self.species_index(atomic_numbers))
 
 
 def energy_and_gradient(model: PaiNN, atomic_numbers: Tensor, edges: Tensor, edge_vectors: Tensor) -> Tuple[Tensor, Tensor]:
@@ -236,8 +256,11 @@ def load_checkpoint(path) -> PaiNN:
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: the configuration is not one of PaiNNConfig: {e}") from e
     try:
+        if any(name.startswith("extrapolation.") for name in tensors):
+            model.extrapolation = Extrapolation(*(tensors[f"extrapolation.{k}"] for k in ("projection", "environments", "calibration")))
+            model.extrapolation.check(len(model.config.species), model.config.features)
         model.load_state_dict(tensors)
-    except RuntimeError as e:
+    except (KeyError, RuntimeError) as e:
         reasons = " ".join(str(e).split())
         raise ValueError(f"{path}: the weights do not fit the configuration {header['config']}: {reasons}") from e
     return model

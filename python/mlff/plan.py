@@ -1,7 +1,7 @@
 """The plan: which kernels run in which order on which buffers (format in docs/file-format.md, kernels in docs/kernels.md)."""
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .painn import PaiNNConfig
 
@@ -14,6 +14,7 @@ class Plan:
     def __init__(self):
         self.buffers: List[Dict[str, Any]] = []
         self.stages: List[Dict[str, Any]] = []
+        self.grade: List[Dict[str, Any]] = []  # of extrapolation grades, run when they are wanted
 
     def buffer(self, name: str, rows: str, width: int, dtype: str = "f32") -> str:
         self.buffers.append({"name": name, "dtype": dtype, "rows": rows, "width": width})
@@ -23,11 +24,14 @@ class Plan:
         self.stages.append({"kernel": kernel, "pass": "backward" if backward else "forward", "args": args})
 
     def to_dict(self) -> Dict[str, Any]:
-        return {"buffers": self.buffers, "stages": self.stages}
+        return {"buffers": self.buffers, "stages": self.stages, **({"grade": self.grade} if self.grade else {})}
 
 
-def cpu_plan(config: PaiNNConfig) -> Plan:
-    """Schedule of the CPU backend: one stage per operation, dense parts in blocks of atoms inside the kernels."""
+def cpu_plan(config: PaiNNConfig, grade: bool = False) -> Plan:
+    """Schedule of the CPU backend: one stage per operation, dense parts in blocks of atoms inside the kernels.
+
+    grade: with the stage of extrapolation grades, whose tensors the payload must have.
+    """
     f, n = config.features, config.layers
     plan = Plan()
     for name in ("basis", "slope"):
@@ -69,13 +73,16 @@ def cpu_plan(config: PaiNNConfig) -> Plan:
             source = [w + f"source.{p}" for p in ("w1", "b1", "w2")]
             plan.stage("source_features_backward", ["g_x", f"s{layer - 1}", *source, g], backward=True)
     plan.stage("repulsion_backward", ["species", *EDGE, "distance", "unit", "pair_table", "gradient"], backward=True)
+    if grade:
+        args = [f"s{n - 1}", "species", "extrapolation.projection", "extrapolation.environments", "grade"]
+        plan.grade.append({"kernel": "extrapolation", "pass": "forward", "args": args})
     return plan
 
 
 # Arrays and scalars that the CUDA backend provides (docs/cuda.md).
 CUDA_INPUTS = {
     "counts": "i32", "positions": "f64", "elements": "i32", "structure": "i32", "starts": "i32", "boxes": "f64", "images": "i32",
-    "rebuild": "i32", "flags": "i32", "energies": "f64", "virials": "f64", "atom_energy": "f64", "forces": "f64", "atom_virial": "f64",
+    "rebuild": "i32", "flags": "i32", "energies": "f64", "virials": "f64", "atom_energy": "f64", "forces": "f64", "atom_virial": "f64", "grade": "f64",
     "status": "i32", "units": "f64", "caller_atoms": "i32", "caller_energy": "f64",
 }
 CUDA_SCALARS = ("edge_capacity", "candidate_capacity")
@@ -110,6 +117,7 @@ class CudaPlan:
         self.search: Dict[str, List[Dict[str, Any]]] = {}
         self.schedules: List[Dict[str, Any]] = []
         self.arrays: Dict[str, Any] = {}  # import and export of arrays that are on the device
+        self.grade: List[Dict[str, Any]] = []  # of extrapolation grades, run when they are wanted
 
     def buffer(self, name: str, rows: str, width: int, dtype: str = "f32") -> str:
         self.buffers.append({"name": name, "dtype": dtype, "rows": rows, "width": width})
@@ -133,7 +141,8 @@ class CudaPlan:
 
     def to_dict(self) -> Dict[str, Any]:
         """The plan of docs/cuda.md, but for its kernels, which mlff.compile makes."""
-        return {"buffers": self.buffers, "search": self.search, "schedules": self.schedules, **self.arrays}
+        grade = {"grade": self.grade} if self.grade else {}
+        return {"buffers": self.buffers, "search": self.search, "schedules": self.schedules, **self.arrays, **grade}
 
 
 def power_of_two(n: int, least: int = 1) -> int:
@@ -205,9 +214,12 @@ LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True
 CHANNELS, EDGES = 16, 16  # of a program of the message kernels, which is one warp
 
 
-def cuda_plan(config: PaiNNConfig) -> CudaPlan:
-    """Plan of the CUDA backend: one description, two schedules that differ in block sizes (docs/cuda.md)."""
-    from . import forces_triton, neighbors_triton
+def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> CudaPlan:
+    """Plan of the CUDA backend: one description, two schedules that differ in block sizes (docs/cuda.md).
+
+    grade: numbers K and D of environments and directions of extrapolation grades (extrapolation.py); None for a plan without.
+    """
+    from . import extrapolation_triton, forces_triton, neighbors_triton
 
     sizes = CudaSizes.of(config)
     f, n = sizes.features, config.layers
@@ -240,6 +252,11 @@ def cuda_plan(config: PaiNNConfig) -> CudaPlan:
         {"max_rows": None, "stages": _cuda_stages(plan, config, sizes, LARGE) + forces_triton.force_stages(plan, large=True)},
     ]
     plan.arrays = forces_triton.export_import_stages(plan)
+    if grade:
+        k, d = map(power_of_two, grade)
+        plan.launch("extrapolation", extrapolation_triton.extrapolation, warps=2, F=f, D=d, K=k, BF=min(f, 64), BK=min(k, 64))
+        args = ["counts", "order", f"s{(n - 1) % 2}", "species", "gpu.projection", "gpu.environments", "grade"]
+        plan.grade = [plan.stage("extrapolation", args, ["local", 1, 1])]
     return plan
 
 
@@ -341,6 +358,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
 def cuda_tensor_dtypes(config: PaiNNConfig) -> Dict[str, str]:
     """Names and dtypes of the tensors that the CUDA plan uses (mlff.export.cuda_tensors makes them): matrices are pairs of halves."""
     names = {"cutoff": "f64", "pair_table": "f64", "shift": "f64", "gpu.embedding": "f32"}
+    names.update({"gpu.projection": "f32", "gpu.environments": "f32"})  # if the model has extrapolation grades
     for layer in range(config.layers):
         w = f"gpu.layers.{layer}."
         inputs = ["q_s", "q_vpq"] if layer == 0 else ["filter", *(f"source.{p}" for p in ("w1", "b1", "w2", "b2"))]

@@ -253,7 +253,7 @@ class TestStorage:
         assert row.calculator_parameters == {"model_path": str(path), "threads": 1, "sha256": calculator.sha256}
 
     def test_parameters(self, calculator, path):
-        assert calculator.parameters == {"model_path": str(path), "device": "cpu", "threads": 1}
+        assert calculator.parameters == {"model_path": str(path), "device": "cpu", "threads": 1, "with_grade": False}
         assert calculator.todict(skip_default=False) == {**calculator.parameters, "sha256": calculator.sha256}
         assert len(calculator.sha256) == 64
 

@@ -27,6 +27,7 @@ from ..files import replacing
 from ..painn import PaiNN, PaiNNConfig, load_checkpoint, read_record, save_checkpoint
 from .config import Config, DataConfig, read_config
 from .data import element_shifts, make_graphs, read_frames, sha256, split
+from .extrapolation import QUANTILE, fit_extrapolation, grades
 from .fit import Point, errors, fit
 from .label import label_file, summary
 from .teachers import load_teacher
@@ -69,6 +70,7 @@ def train(path: Path, device: str) -> dict:
     }
     averaged, curves = fit(model, training, settings, device, validation, path.with_suffix(".state.pt"), job, report)
     torch.set_float32_matmul_precision("highest")  # errors are those of the weights as they are used
+    averaged.extrapolation = fit_extrapolation(averaged, training, validation, settings.max_edges, device)
     save_checkpoint(averaged, output)
     kinds = [str(atoms.info["kind"]) for atoms in frames]
     record = {
@@ -95,6 +97,15 @@ def train(path: Path, device: str) -> dict:
         },
         "held_out_errors": errors(averaged, held_out, kinds, settings.max_edges, device) if held_out else {},
         "training_errors": errors(averaged, training, kinds, settings.max_edges, device)["all"],
+        "extrapolation": {
+            "quantile": QUANTILE,
+            "calibrated_with": "validation" if validation else "training",
+            **{
+                f"share_above_1_{name}": round(float(np.mean(grades(averaged, side, settings.max_edges, device) > 1)), 6)
+                for name, side in (("training", training), ("validation", validation), ("held_out", held_out))
+                if side
+            },
+        },
         "software": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "hardware": torch.cuda.get_device_name() if "cuda" in device else "CPU",
     }
@@ -125,6 +136,7 @@ def new_model(config: Config, frames: list, training: list[int]) -> PaiNN:
     elements = sorted({int(z) for atoms in frames for z in atoms.numbers})
     if config.start:
         model, known = load_checkpoint(config.start), str(config.start)
+        model.extrapolation = None  # belongs to the weights that are left
     else:
         settings = config.model.model_dump() if config.model else {}
         species = settings.pop("species", None) or [chemical_symbols[z] for z in elements]

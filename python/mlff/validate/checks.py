@@ -20,6 +20,7 @@ from ase.optimize import FIRE
 from ase.stress import voigt_6_to_full_3x3_stress
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
+from scipy.stats import spearmanr
 
 from .measurement import block_error, drift, thermalize
 
@@ -224,6 +225,41 @@ def errors(case: Case) -> List[Check]:
     return checks
 
 
+def extrapolation(case: Case) -> List[Check]:
+    """The extrapolation grade of every atom, beside the error of its force where there are labels."""
+    if "extrapolation_grade" not in case.calculator.implemented_properties:
+        return []
+    grades = [case.results(atoms, "extrapolation_grade")[0] for atoms in case.structures]
+    above = np.concatenate(grades) > 1
+    note = f"of {len(above)} atoms; a model is not to be trusted where it extrapolates"
+    checks = [Check("atoms with a grade above 1", 100 * above.mean(), "%", note=note)]
+    pairs = [
+        (grade, np.linalg.norm(case.results(atoms, "forces")[0] - label["forces"], axis=1))
+        for atoms, label, grade in zip(case.structures, case.labels, grades)
+        if "forces" in label
+    ]
+    if not pairs or sum(len(grade) for grade, _ in pairs) < 2:
+        return checks
+    grade, error = map(np.concatenate, zip(*pairs))
+    known = case.calculator.model.calibration
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes, ascending = figure.add_subplot(), np.argsort(grade)
+    axes.plot(grade, error, ".", ms=2, color="0.7", label="atoms")
+    parts = [part for part in np.array_split(ascending, min(20, len(grade))) if len(part)]
+    axes.plot([grade[p].mean() for p in parts], [error[p].mean() for p in parts], "o", label="means of equally many atoms")
+    axes.plot(known[0], known[1], "-", color="k", label="expected, from the training")
+    axes.axvline(1, color="0.7", lw=1)
+    axes.set(xlabel="extrapolation grade", ylabel="error of the force, eV/Å", xscale="log", yscale="log")
+    axes.legend()
+    rank = spearmanr(grade, error)[0]
+    note = f"of the grade and the error of the force, {len(grade)} atoms against {case.against}; 1: the same order"
+    checks.append(Check("rank correlation with the error", rank, note=note, figure=png(figure)))
+    expected = np.interp(grade, *known)
+    note = "mean error of forces (lengths), divided by what the grades let expect; above 1 the errors are larger"
+    checks.append(Check("error beside the expected error", error.mean() / expected.mean(), note=note))
+    return checks
+
+
 def equivariance(case: Case) -> List[Check]:
     """Rotated, reflected, permuted and translated copies must give the same energy and the same forces, moved along."""
     worst = {"energy": 0.0, "forces": 0.0}
@@ -422,6 +458,7 @@ def _nvt(case: Case, atoms: Atoms) -> List[Check]:
 CHECKS: List[Callable[[Case], List[Check]]] = [
     self_check,
     errors,
+    extrapolation,
     equivariance,
     finite_differences,
     cutoff,

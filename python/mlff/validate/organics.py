@@ -27,6 +27,7 @@ from ase.optimize import BFGS
 from matplotlib.figure import Figure
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.stats import mannwhitneyu
 
 from .checks import Check, compare_parts, conservation, failed, png
 from .measurement import TIMESTEP, Breakdown, Job, dynamics, nve, relax, thermalize
@@ -38,6 +39,8 @@ RUN = 2.0  # ps of each
 CONSERVATION = 10.0  # ps, of the run at constant energy
 CONFORMER_LIMIT = 0.6  # kcal/mol against the teacher
 FORCE_LIMIT, R2_LIMIT = 40.0, 1e-3  # meV/Angstrom against the teacher; 1 - R^2
+OUT_OF_DOMAIN = ("ion", "radical", "unusual")  # kinds of structures/out-of-domain.extxyz
+AUC_LIMIT = 0.15  # of 1 - AUC, all of them
 SAME = 0.5  # Angstrom: minima that differ by more (RMSD of all atoms) are different ones
 ELEMENTS = {"H", "C"}
 TIMES = "about 6 minutes for a default model on one core of a CPU, of which dynamics take 5; a teacher of 20 ms takes 10"
@@ -166,8 +169,26 @@ def conserve(job: Job) -> dict:
     return nve(job, relax(start, job), 300.0, job.settings.ps or (0.05 if job.settings.quick else CONSERVATION))
 
 
+def extrapolation(job: Job) -> dict:
+    """Largest extrapolation grade of each structure: conformers, and what a student of neutral closed-shell molecules cannot know."""
+    if "extrapolation_grade" not in job.calculator.implemented_properties:
+        return {}
+    chosen = known({f"{name} {k}": a for name, frames in conformer_structures().items() for k, a in enumerate(frames)}, job, 5)
+    others = known({f"{atoms.info['kind']} {k}": atoms for k, atoms in enumerate(out_of_domain())}, job, 20)
+    grades: dict[str, list] = {"conformer": [], **{kind: [] for kind in OUT_OF_DOMAIN}}
+    for kind, atoms in [*(("conformer", a) for a in chosen.values()), *((a.info["kind"], a) for a in others.values())]:
+        grades[kind].append(job.calculator.get_property("extrapolation_grade", atoms).max())
+    return grades
+
+
+def out_of_domain() -> list[Atoms]:
+    """Ions, radicals and unusual molecules (examples/validate/out_of_domain.py made them), info["kind"]."""
+    with (files("mlff") / "structures" / "out-of-domain.extxyz").open() as file:
+        return ase.io.read(file, index=":", format="extxyz")
+
+
 PARTS = {"conformers": conformers, "torsions": torsions, "vibrations": vibrations, "interactions": interactions}
-MODEL_PARTS = {"stability": stability, "conservation": conserve}  # a teacher need not run these
+MODEL_PARTS = {"extrapolation": extrapolation, "stability": stability, "conservation": conserve}  # a teacher need not run these
 
 
 def samples(job: Job) -> dict[str, Atoms]:
@@ -246,11 +267,42 @@ def compare(mine: dict, theirs: dict | None, teacher: str) -> list[Check]:
         "torsions": (_torsions, "Torsion profiles"),
         "vibrations": (_vibrations, "Vibrations of G2 molecules"),
         "interactions": (_interactions, "S22 interaction energies"),
+        "extrapolation": (_extrapolation, "Extrapolation grade"),
         "stability": (_stability, "Stability at 500 K"),
     }
     checks = compare_parts(sections, mine, theirs, teacher)
     if "conservation" in mine:
         checks += conservation(mine)
+    return checks
+
+
+def _extrapolation(mine, theirs, teacher):
+    if not mine or not mine["conformer"]:
+        return []
+    inside, checks = np.array(mine["conformer"]), []
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    ends = np.log10([min(map(min, filter(None, mine.values()))), max(map(max, filter(None, mine.values())))])
+    for kind, grades in mine.items():
+        axes.hist(grades, np.logspace(*ends, 25), histtype="step", label=kind)
+    axes.axvline(1, color="0.7", lw=1)
+    axes.set(xlabel="largest extrapolation grade of a structure", ylabel="structures", xscale="log")
+    axes.legend()
+    alarm = np.quantile(inside, 0.95)
+    every = [grade for kind in OUT_OF_DOMAIN for grade in mine[kind]]
+    for name, outside in (("all", every), *((kind, mine[kind]) for kind in OUT_OF_DOMAIN)):
+        if not outside:
+            continue
+        outside = np.array(outside)
+        auc = mannwhitneyu(outside, inside).statistic / (len(outside) * len(inside))
+        note = (
+            f"area under the ROC curve {auc:.3f}: the largest grades of {len(outside)} structures against those of {len(inside)} conformers, "
+            f"all relaxed; {100 * (outside > alarm).mean():.0f} % are above what 5 % of the conformers exceed ({alarm:.2f}), "
+            f"{100 * (outside > 1).mean():.0f} % above 1 ({100 * (inside > 1).mean():.0f} % of the conformers)"
+        )
+        checks.append(Check(f"told apart, {name}: 1 - AUC", 1 - auc, limit=None if checks else AUC_LIMIT, note=note))
+    if checks:
+        checks[0].figure = png(figure)
     return checks
 
 
