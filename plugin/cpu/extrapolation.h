@@ -1,6 +1,7 @@
 // Extrapolation grades (python/mlff/extrapolation.py has the equation).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "dense.h"
@@ -19,8 +20,10 @@ inline void extrapolation(const StageCall &call) {
       grade[i] = 0.0;
       if (species[i] < 0) continue;
       x.noalias() = row(s + i * f, f) * matrix(call.arg<const float>(2) + species[i] * f * d, f, d);
-      const auto environments = matrix(call.arg<const float>(3) + species[i] * k * d, k, d);
-      grade[i] = std::sqrt(static_cast<double>((environments.rowwise() - x).rowwise().squaredNorm().minCoeff()));
+      const float *environments = call.arg<const float>(3) + species[i] * k * d;
+      float least = (row(environments, d) - x).squaredNorm();
+      for (int64_t n = 1; n < k; n++) least = std::min(least, (row(environments + n * d, d) - x).squaredNorm());
+      grade[i] = std::sqrt(static_cast<double>(least));
     }
   });
 }

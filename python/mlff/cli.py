@@ -258,8 +258,19 @@ def _model_rows(path: Path, size: int, header: Dict[str, Any], tensors: Dict[str
     yield "numbers", f"{weights} in {header['precision']}"
     yield "plans", ", ".join(header["plans"])
     yield "machine code", _machine_code(header["plans"], tensors)
+    yield "extrapolation grade", _grade(header)
     yield "written by", f"mlff {header['mlff_version']}"
     yield "TorchForce", _baked(path, header["atomic_numbers"])
+
+
+def _grade(header: Dict[str, Any]) -> str:
+    known = header.get("extrapolation")
+    if known is None:
+        return "none"
+    import numpy as np
+
+    expected = ", ".join(f"{np.interp(x, known['grade'], known['force_error_eV_A']):.2f} at {x}" for x in (0.2, 0.5, 1.0))
+    return f"yes; above 1 the model extrapolates; expected error of a force, eV/Å: {expected}"
 
 
 def _machine_code(plans: Dict[str, Any], tensors: Dict[str, Any]) -> str:

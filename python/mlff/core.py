@@ -200,10 +200,21 @@ class Model:
         self.atomic_numbers: np.ndarray = np.array(
             self._library.mlff_model_atomic_numbers(self._handle)[:n_species], dtype=np.int32
         )
-        known = self.header.get("extrapolation")
-        self.calibration = None if known is None else np.array([known["grade"], known["force_error_eV_A"]], dtype=float)
+        self.calibration = self._read_calibration("model in memory" if isinstance(source, (bytes, bytearray, memoryview)) else str(source))
         self.has_extrapolation_grade = bool(self._library.mlff_model_has_extrapolation_grade(self._handle))
         self.max_exchange_width: int = self._library.mlff_model_max_exchange_width(self._handle)
+
+    def _read_calibration(self, name: str) -> Optional[np.ndarray]:
+        known = self.header.get("extrapolation")
+        if known is None:
+            return None
+        try:
+            calibration = np.array([known["grade"], known["force_error_eV_A"]], dtype=float)
+        except (KeyError, TypeError, ValueError):
+            calibration = np.zeros(0)
+        if calibration.ndim != 2 or not calibration.size or not (np.isfinite(calibration).all() and (np.diff(calibration) >= 0).all()):
+            raise MLFFFileError(f"{name}: the calibration of the extrapolation grade must be two lists of numbers that never fall")
+        return calibration
 
     def __del__(self):
         if getattr(self, "_handle", None):

@@ -77,16 +77,17 @@ def discriminants(s: Tensor, directions: int) -> tuple[Tensor, Tensor]:
     s = s[torch.randperm(len(s), generator=generator)[:MOST_ATOMS].to(s.device)]
     k = min(ENVIRONMENTS, -(-len(s) // LEAST_ATOMS))
     x = s - s.mean(0)  # in random order: the first k are a random choice
-    total = within = x.T @ x / len(x)
+    total = x.T @ x / len(x)
+    values, vectors = torch.linalg.eigh(total)
+    projection = (vectors / values.clamp(min=1e-12).sqrt())[:, -directions:]  # principal components, to begin with
     for _ in range(ROUNDS):
-        y = x @ _directions(total, within, directions)
+        y = x @ projection
         centres = y[:k]
         for _ in range(STEPS):
             member = nearest(y, centres)
             centres = _means(y, member, k)
         left = x - _means(x, member, k)[member]
-        within = left.T @ left / len(x)
-    projection = _directions(total, within, directions)
+        projection = _directions(total, left.T @ left / len(x), directions)
     return projection, (_means(s, member, k) @ projection)[member.unique()]
 
 
