@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from ..extrapolation import Extrapolation, nearest
-from ..painn import PaiNN, energy_and_gradient
+from ..painn import PaiNN
 from .data import Graphs, batches, collate
 from .fit import predict
 
@@ -132,6 +132,6 @@ def _force_errors(model: PaiNN, graphs: list[Graphs], max_edges: int, device: st
     errors = []
     for members in batches(graphs, max_edges):
         batch = collate([graphs[k] for k in members]).to(device)
-        forces = predict(energy_and_gradient, model, batch)[1]
+        forces = predict(model, batch)[1]
         errors.append((forces - batch.forces).norm(dim=1).cpu().numpy())
     return np.concatenate(errors)
