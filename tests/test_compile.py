@@ -172,7 +172,7 @@ def test_kernels_of_a_model(features, architectures):
 @pytest.fixture
 def toy_export(monkeypatch, tmp_path):
     """A checkpoint whose export compiles the toy kernel in place of the model's."""
-    monkeypatch.setattr(export, "cuda_plan", lambda config: toy_plan("scale.small"))
+    monkeypatch.setattr(export, "cuda_plan", lambda config, grade: toy_plan("scale.small"))
     save_checkpoint(random_model(16, 2), tmp_path / "random.safetensors")
     return [str(tmp_path / "random.safetensors"), "-o", str(tmp_path / "model.pt")]
 
@@ -205,7 +205,7 @@ def test_export_without_triton(toy_export, monkeypatch, capsys):
 
 
 def test_failed_compilation_leaves_no_file(toy_export, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(export, "cuda_plan", lambda config: toy_plan("broken", broken, ["f32*"]))
+    monkeypatch.setattr(export, "cuda_plan", lambda config, grade: toy_plan("broken", broken, ["f32*"]))
     assert cli.export_main(toy_export) == 1
     assert "kernel broken for sm_80" in capsys.readouterr().err and not (tmp_path / "model.pt").exists()
 

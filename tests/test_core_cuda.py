@@ -3,6 +3,7 @@
 Everything but the machine code is the real thing: reading the plan, memory, growth, graphs, exchanges, errors.
 """
 
+import copy
 import ctypes
 import os
 import shutil
@@ -15,7 +16,7 @@ from fake_plan import model_parts, packed
 
 from mlff import core, payload
 from mlff.core import (
-    RESULTS, DeviceArrays, MLFFExchangeError, MLFFInputError, MLFFInternalError, MLFFResourceError, Model, System,
+    RESULTS, DeviceArrays, MLFFExchangeError, MLFFFileError, MLFFInputError, MLFFInternalError, MLFFResourceError, Model, System,
     device_count,
 )  # fmt: skip
 from mlff.neighbors import find_neighbors
@@ -123,6 +124,37 @@ def test_results_and_edges(model, fake, n, length, pbc):
         np.array(sorted(map(tuple, np.c_[wanted.edges.T.numpy(), wanted.vectors.numpy().round(4)]))).reshape(-1, 5), atol=2e-4,
     )  # fmt: skip
     assert fake("cubins") > 0 and fake("ptx") == 0
+
+
+@pytest.mark.parametrize("n", [12, 250], ids=["dense", "list"])
+def test_extrapolation_grade(parts, fake, n):
+    """The stages of grades run after the others and only when they are wanted; results come in the caller's order."""
+    header, tensors = copy.deepcopy(parts[0]), dict(parts[1])
+    header["plans"]["cpu"]["grade"] = [{
+        "kernel": "extrapolation", "pass": "forward", "args": ["s1", "species", "extrapolation.projection", "extrapolation.environments", "grade"],
+    }]  # fmt: skip
+    tensors["extrapolation.projection"] = np.zeros((2 * 16, 3), np.float32)
+    tensors["extrapolation.environments"] = np.ones((2 * 4, 3), np.float32)
+    for code in ("sm_80", "sm_86", "sm_90", "ptx"):
+        tensors[f"cuda.{code}.extrapolation"] = tensors[f"cuda.{code}.energy"]
+
+    def change(plan):
+        kernel = {"warps": 1, "args": ["i32*", "i32*", "f32*", "f64*"], "shared": plan["kernels"]["energy"]["shared"]}
+        plan["kernels"]["extrapolation"] = kernel
+        args = ["counts", "order", "x", "grade"]
+        plan["grade"] = [{"kernel": "extrapolation", "pass": "forward", "args": args, "grid": ["local", 1, 1]}]
+
+    graded = Model(packed((header, tensors), change))
+    numbers, positions = atoms_of(n, 11.0, least=0.5)
+    system = System(graded, device="cuda")
+    system.set_atoms(numbers)
+    for want in (["forces", "extrapolation_grade"], ["forces"], ["extrapolation_grade"]):
+        found = system.compute(positions, np.eye(3) * 11.0, True, want)
+        assert list(found) == want
+        if "extrapolation_grade" in want:
+            np.testing.assert_array_equal(found["extrapolation_grade"], 100.0 * (graded.species(numbers) + 1) + np.arange(n))
+    with pytest.raises(MLFFFileError, match="either all plans have stages of extrapolation grades or none"):
+        Model(packed((header, tensors)))
 
 
 @pytest.mark.parametrize("arch, version, overlaps", [(90, 13000, True), (90, 12020, False), (86, 13000, False)])

@@ -122,6 +122,14 @@ void features(Args a) {
   for (int i = 0; i < counts[0]; i++) x[2 * i] = float(elements[order[i]] + 1), x[2 * i + 1] = 0;
 }
 
+// counts order x grade
+void extrapolation(Args a) {
+  const auto *counts = at<int32_t>(a, 0), *order = at<int32_t>(a, 1);
+  const auto *x = at<float>(a, 2);
+  auto *grade = at<double>(a, 3);
+  for (int i = 0; i < counts[0]; i++) grade[order[i]] = 100.0 * x[2 * i] + order[i];
+}
+
 // counts order edge_count neighbors distance geometry cutoff x atom_energy forces atom_virial, edge_capacity
 void pairs(Args a, bool backward) {
   const auto *counts = at<int32_t>(a, 0), *order = at<int32_t>(a, 1), *edge_count = at<int32_t>(a, 2),
@@ -203,7 +211,7 @@ struct FunctionObject {
 
 namespace {
 
-FunctionObject functions[] = {{"dense", dense, 17},         {"list", list, 17},          {"features", features, 4},
+FunctionObject functions[] = {{"extrapolation", extrapolation, 4}, {"dense", dense, 17},         {"list", list, 17},          {"features", features, 4},
                               {"energy", energy, 12},       {"gradient", gradient, 12},  {"total", total, 12},
                               {"load32", load<float>, 7},   {"load64", load<double>, 7}, {"store32", store<float>, 7},
                               {"store64", store<double>, 7}};
