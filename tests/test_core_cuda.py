@@ -130,9 +130,8 @@ def test_results_and_edges(model, fake, n, length, pbc):
 def test_extrapolation_grade(parts, fake, n):
     """The stages of grades run after the others and only when they are wanted; results come in the caller's order."""
     header, tensors = copy.deepcopy(parts[0]), dict(parts[1])
-    header["plans"]["cpu"]["grade"] = [{
-        "kernel": "extrapolation", "pass": "forward", "args": ["s1", "species", "extrapolation.projection", "extrapolation.environments", "grade"],
-    }]  # fmt: skip
+    args = ["s1", "species", "extrapolation.projection", "extrapolation.environments", "grade"]
+    header["plans"]["cpu"]["grade"] = [{"kernel": "extrapolation", "pass": "forward", "args": args}]
     tensors["extrapolation.projection"] = np.zeros((2 * 16, 3), np.float32)
     tensors["extrapolation.environments"] = np.ones((2 * 4, 3), np.float32)
     for code in ("sm_80", "sm_86", "sm_90", "ptx"):

@@ -17,7 +17,6 @@ from collections import Counter
 from pathlib import Path
 
 import ase.io
-import numpy as np
 from ase import Atoms
 from ase.optimize import BFGS
 from rdkit import Chem

@@ -23,16 +23,16 @@ class MLFFCalculator(Calculator):
     energy alone is computed without gradients; everything else comes from one evaluation. Any combination of periodic
     directions is allowed, as are cells smaller than the cutoff and atoms outside the cell.
 
-    Models trained by this version also give ``extrapolation_grade`` [N], which has no unit: above 1 an atom is unlike the training data
-    (docs/extrapolation.md). It is computed when it is asked for, ``calc.get_property("extrapolation_grade", atoms)``.
+    Models trained by this version also give ``extrapolation_grade`` [N], which has no unit: above 1 an atom is unlike the training
+    data (docs/extrapolation.md). It is computed when it is asked for, ``calc.get_property("extrapolation_grade", atoms)``.
 
     Args:
         model_path: a model.pt of mlff-export.
         device: "cpu", "cuda" (the first GPU), "cuda:1" ..., or "auto": the first GPU if there is one that the file has code
             for, else the CPU. Both compute in float32: results differ by rounding.
         threads: number of threads of the CPU; 0 for OpenMP's default. Results are the same bit for bit for the same number.
-        with_grade: compute the grades with the forces, for dynamics that look at them at every step: one evaluation, not two.
         self_check: first compare the model's reference structures with the stored results.
+        with_grade: compute the grades with the forces, for dynamics that look at them at every step: one evaluation, not two.
 
     Attributes:
         model: the loaded :class:`mlff.core.Model`.
@@ -45,7 +45,8 @@ class MLFFCalculator(Calculator):
         MLFFFileError: the file is missing, damaged, foreign or too new.
         MLFFInternalError: the self-check failed.
         MLFFResourceError: no such device, or a file without machine code for it.
-        ValueError: with_grade, and the model has none; (when evaluated) an element that the model does not know, positions that are not finite, an impossible cell.
+        ValueError: with_grade of a model without grades; (when evaluated) an element that the model does not know, positions that are not
+            finite, an impossible cell.
         PropertyNotImplementedError: (when evaluated) stress without periodicity in three directions, grades of a model without.
     """
 
@@ -55,7 +56,7 @@ class MLFFCalculator(Calculator):
     name = "mlff"
 
     def __init__(
-        self, model_path, device: str = "cpu", threads: int = 0, with_grade: bool = False, self_check: bool = False, **kwargs
+        self, model_path, device: str = "cpu", threads: int = 0, self_check: bool = False, with_grade: bool = False, **kwargs
     ):
         self.model = Model(model_path)
         self.species = [chemical_symbols[z] for z in self.model.atomic_numbers]
@@ -70,7 +71,8 @@ class MLFFCalculator(Calculator):
         """Changes ``device``, ``threads`` or ``with_grade``."""
         unknown = set(kwargs) - {"model_path", "device", "threads", "with_grade"}
         if unknown or "model_path" in kwargs and self.parameters.get("model_path", kwargs["model_path"]) != kwargs["model_path"]:
-            raise ValueError(f"MLFFCalculator.set changes device, threads or with_grade, got {kwargs}; make a new calculator for another model")
+            changes = f"changes device, threads or with_grade, got {kwargs}"
+            raise ValueError(f"MLFFCalculator.set {changes}; make a new calculator for another model")
         if kwargs.get("with_grade") and not self.model.has_extrapolation_grade:
             raise ValueError(NO_GRADE)
         changed = super().set(**kwargs)
@@ -99,7 +101,7 @@ class MLFFCalculator(Calculator):
     def __reduce__(self):
         """For copies and other processes, which load the file again."""
         parameters = self.parameters
-        arguments = parameters["model_path"], parameters["device"], parameters["threads"], parameters["with_grade"]
+        arguments = parameters["model_path"], parameters["device"], parameters["threads"], False, parameters["with_grade"]
         return type(self), arguments, {"atoms": self.atoms, "results": self.results}
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:

@@ -200,7 +200,8 @@ class Model:
         self.atomic_numbers: np.ndarray = np.array(
             self._library.mlff_model_atomic_numbers(self._handle)[:n_species], dtype=np.int32
         )
-        self.calibration = self._read_calibration("model in memory" if isinstance(source, (bytes, bytearray, memoryview)) else str(source))
+        in_memory = isinstance(source, (bytes, bytearray, memoryview))
+        self.calibration = self._read_calibration("model in memory" if in_memory else str(source))
         self.has_extrapolation_grade = bool(self._library.mlff_model_has_extrapolation_grade(self._handle))
         self.max_exchange_width: int = self._library.mlff_model_max_exchange_width(self._handle)
 
@@ -212,7 +213,8 @@ class Model:
             calibration = np.array([known["grade"], known["force_error_eV_A"]], dtype=float)
         except (KeyError, TypeError, ValueError):
             calibration = np.zeros(0)
-        if calibration.ndim != 2 or not calibration.size or not (np.isfinite(calibration).all() and (np.diff(calibration) >= 0).all()):
+        good = calibration.ndim == 2 and calibration.size > 0 and np.isfinite(calibration).all()
+        if not good or (np.diff(calibration) < 0).any():
             raise MLFFFileError(f"{name}: the calibration of the extrapolation grade must be two lists of numbers that never fall")
         return calibration
 

@@ -2,13 +2,13 @@
 
     gamma_i = min_k | P_z s_i - c_zk |        z: element of atom i; s_i: its scalar features after the last layer
 
-c_zk, k = 1 .. K, are the environments of element z in the training data: centres of a k-means clustering of P_z s. The rows of P_z are the
-D directions in which environments differ most for how much an environment itself fluctuates: Fisher's linear discriminants,
-the largest eigenvalues of C u = lambda W u, with C the covariance of the element's features and W that within the environments
-(R. A. Fisher, Ann. Eugenics 7, 179, 1936). So the distance is Mahalanobis' to the nearest environment, as K. Lee et al. (NeurIPS 2018,
-arXiv:1807.03888) use it with classes to find what a network was not trained for. P and c are scaled so that gamma = 1 is what one in two
-hundred atoms of an element exceeds in the training data; as with the extrapolation grade of MTP and ACE
-(E. V. Podryabinkin, A. V. Shapeev, Comput. Mater. Sci. 140, 171, 2017), above 1 a model extrapolates.
+c_zk, k = 1 .. K, are the environments of element z in the training data: centres of a k-means clustering of P_z s. The rows of
+P_z are the D directions in which environments differ most for how much an environment itself fluctuates: Fisher's linear
+discriminants, the largest eigenvalues of C u = lambda W u, with C the covariance of the element's features and W that within the
+environments (R. A. Fisher, Ann. Eugenics 7, 179, 1936). So the distance is Mahalanobis' to the nearest environment, as K. Lee et
+al. (NeurIPS 2018, arXiv:1807.03888) use it with classes to find what a network was not trained for. P and c are scaled so that
+gamma = 1 is what one in two hundred atoms of an element exceeds in the training data; as with the extrapolation grade of MTP and
+ACE (E. V. Podryabinkin, A. V. Shapeev, Comput. Mater. Sci. 140, 171, 2017), above 1 a model extrapolates.
 """
 
 import torch

@@ -257,7 +257,8 @@ def load_checkpoint(path) -> PaiNN:
         raise ValueError(f"{path}: the configuration is not one of PaiNNConfig: {e}") from e
     try:
         if any(name.startswith("extrapolation.") for name in tensors):
-            model.extrapolation = Extrapolation(*(tensors[f"extrapolation.{k}"] for k in ("projection", "environments", "calibration")))
+            names = ("projection", "environments", "calibration")
+            model.extrapolation = Extrapolation(*(tensors[f"extrapolation.{name}"] for name in names))
             model.extrapolation.check(len(model.config.species), model.config.features)
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError) as e:

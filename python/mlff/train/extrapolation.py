@@ -1,8 +1,8 @@
 """Fits the extrapolation grade (mlff.extrapolation) of a student whose weights are done; the equations are there.
 
-Environments and directions are those of the training data: clusterings by k-means and Fisher's discriminants in turn, each clustering in
-the directions that the one before gave. The unit of the grade is a quantile of the training data's own distances. The error of a force to be
-expected at a grade is fitted to data that the weights were not trained on, where there are some.
+Environments and directions are those of the training data: clusterings by k-means and Fisher's discriminants in turn, each
+clustering in the directions that the one before gave. The unit of the grade is a quantile of the training data's own distances.
+The error of a force to be expected at a grade is fitted to data that the weights were not trained on, where there are some.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def fit_extrapolation(model: PaiNN, training: list[Graphs], validation: list[Gra
     config = model.config
     s, species = _features(model, training, max_edges, device)
     directions = min(DIRECTIONS, config.features)
-    projection = torch.zeros(len(config.species), config.features, directions, dtype=s.dtype, device=s.device)
-    environments = torch.full((len(config.species), ENVIRONMENTS, directions), UNKNOWN / directions**0.5, dtype=s.dtype, device=s.device)
+    projection = s.new_zeros(len(config.species), config.features, directions)
+    environments = s.new_full((len(config.species), ENVIRONMENTS, directions), UNKNOWN / directions**0.5)
     for z in range(len(config.species)):
         own = s[species == z]
         if len(own) < 2:
@@ -92,8 +92,10 @@ def discriminants(s: Tensor, directions: int) -> tuple[Tensor, Tensor]:
 
 
 def calibrate(grade: np.ndarray, error: np.ndarray) -> Tensor:
-    """Calibration [2, B] (mlff.extrapolation) of grades [N] and errors of forces [N] in eV/Angstrom: means over bins with equally many
-    atoms, and the nearest sequence that never falls (isotonic regression)."""
+    """Calibration [2, B] (mlff.extrapolation) of grades [N] and errors of forces [N] in eV/Angstrom.
+
+    Means over bins with equally many atoms, and the nearest sequence that never falls (isotonic regression).
+    """
     order = np.argsort(grade, kind="stable")
     bins = [part for part in np.array_split(order, BINS) if len(part)]
     grades, errors = (np.array([values[part].mean() for part in bins]) for values in (grade.astype(float), error.astype(float)))
