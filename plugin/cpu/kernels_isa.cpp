@@ -22,8 +22,8 @@ KernelTable kernels() {
        "unit:f32[edges,3] basis:f32[edges,K] > s:f32[local,F] v:f32[local,3F]",
        message_first},
       {"update",
-       "s:f32[local,F] v:f32[local,3F] vu:f32[F,2F] w1:f32[2F,F] b1:f32[F] w2:f32[F,3F] b2:f32[3F] > s_out:f32[local,F] "
-       "v_out:f32[local,3F] " MLFF_UPDATE_KEPT,
+       "s:f32[local,F] v:f32[local,3F] vu:f32[F,2F] w1:f32[2F,F] b1:f32[F] w2:f32[F,3F] b2:f32[3F] norm_epsilon:f32[1] > "
+       "s_out:f32[local,F] v_out:f32[local,3F] " MLFF_UPDATE_KEPT,
        update},
       {"source_features", "s:f32[local,F] v:f32[local,3F] " MLFF_SOURCE "b2:f32[3F] > x:f32[total,6F]", source_features},
       {"message",

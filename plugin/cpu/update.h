@@ -6,20 +6,19 @@
 
 namespace mlff::MLFF_ISA {
 
-constexpr float kNormEpsilon = 1e-8f;  // NORM_EPSILON of python/mlff/update.py
-
 // Forward; keeps p = v V and q = v U side by side, the norm of p, the hidden layer before its activation, and a = (a_ss, a_vv,
 // a_sv) for the backward pass.
 inline void update(const StageCall &call) {
   const int64_t f = call.dim('F');
   const float *s = call.arg<const float>(0), *v = call.arg<const float>(1);
-  float *s_out = call.arg<float>(7), *v_out = call.arg<float>(8);
+  const float epsilon = *call.arg<const float>(7);
+  float *s_out = call.arg<float>(8), *v_out = call.arg<float>(9);
   for_blocks(call.n_local, kDenseBlock, call.threads, [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
-    MatrixMap pq = matrix(call.arg<float>(9) + begin * 6 * f, 3 * n, 2 * f), norm = matrix(call.arg<float>(10) + begin * f, n, f);
-    MatrixMap hidden = matrix(call.arg<float>(11) + begin * f, n, f), a = matrix(call.arg<float>(12) + begin * 3 * f, n, 3 * f);
+    MatrixMap pq = matrix(call.arg<float>(10) + begin * 6 * f, 3 * n, 2 * f), norm = matrix(call.arg<float>(11) + begin * f, n, f);
+    MatrixMap hidden = matrix(call.arg<float>(12) + begin * f, n, f), a = matrix(call.arg<float>(13) + begin * 3 * f, n, 3 * f);
     pq.noalias() = matrix(v + begin * 3 * f, 3 * n, f) * matrix(call.arg<const float>(2), f, 2 * f);
-    for (int64_t i = 0; i < n; ++i) norm.row(i) = (pq.block(3 * i, 0, 3, f).colwise().squaredNorm().array() + kNormEpsilon).sqrt();
+    for (int64_t i = 0; i < n; ++i) norm.row(i) = (pq.block(3 * i, 0, 3, f).colwise().squaredNorm().array() + epsilon).sqrt();
     hidden.noalias() = matrix(s + begin * f, n, f) * matrix(call.arg<const float>(3), f, f);
     hidden.noalias() += norm * matrix(call.arg<const float>(3) + f * f, f, f);
     hidden.rowwise() += row(call.arg<const float>(4), f);

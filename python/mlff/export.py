@@ -1,6 +1,7 @@
 """From a checkpoint to ``model.pt``: the plan, the weights as the kernels want them, and reference structures."""
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -28,6 +29,7 @@ def plan_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
     tensors = {name: t.detach().numpy().astype(np.float64 if name == "shift" else np.float32) for name, t in state.items()}
     tensors["pair_table"] = model.pair_table.numpy().astype(np.float64).reshape(-1, 3)
     tensors["cutoff"] = np.array([config.cutoff], dtype=np.float64)
+    tensors["norm_epsilon"] = np.array([config.norm_epsilon], dtype=np.float32)
     if model.extrapolation is not None:
         del tensors["extrapolation.calibration"]  # which no kernel needs: it is in the header
         for name in ("projection", "environments"):
@@ -174,8 +176,7 @@ def build_payload(
         tensors.update({**cuda_tensors(rounded), **code})
     header = {
         "architecture": "painn",
-        "config": {"species": list(config.species), "features": config.features, "layers": config.layers,
-                   "n_radial": config.n_radial, "cutoff": config.cutoff},
+        "config": asdict(config),
         "atomic_numbers": config.atomic_numbers,
         "cutoff": config.cutoff,
         "units": {"length": "Angstrom", "energy": "eV"},

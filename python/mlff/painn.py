@@ -7,7 +7,7 @@ The operations live in filter.py, message.py, update.py, readout.py and repulsio
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -47,6 +47,8 @@ class PaiNNConfig:
         layers: number of message and update layers.
         n_radial: number K of radial functions.
         cutoff: radius of a message in Angstrom.
+        norm_epsilon: the length of a vector p is sqrt(p^2 + epsilon) (update.py). Where symmetry makes vectors vanish, as it does in a
+            perfect crystal, a length has a kink, and the potential with it: epsilon rounds it off. SchNetPack has 1e-8.
     """
 
     species: List[str] = field(default_factory=lambda: ["H", "C", "O"])
@@ -54,6 +56,7 @@ class PaiNNConfig:
     layers: int = 3
     n_radial: int = 20
     cutoff: float = 5.0
+    norm_epsilon: float = 1e-2
 
     def __post_init__(self):
         unknown = [x for x in self.species if NUMBER_OF_SYMBOL.get(x, 0) < 1]
@@ -61,8 +64,8 @@ class PaiNNConfig:
             raise ValueError(f"PaiNNConfig.species must be distinct chemical symbols, got {self.species}")
         if self.features < 16 or self.features % 16:
             raise ValueError(f"PaiNNConfig.features must be a positive multiple of 16, got {self.features}")
-        if self.layers < 1 or self.n_radial < 1 or not self.cutoff > 0:
-            raise ValueError(f"PaiNNConfig needs layers >= 1, n_radial >= 1 and cutoff > 0, got {self}")
+        if self.layers < 1 or self.n_radial < 1 or not self.cutoff > 0 or not self.norm_epsilon > 0:
+            raise ValueError(f"PaiNNConfig needs layers >= 1, n_radial >= 1, cutoff > 0 and norm_epsilon > 0, got {self}")
 
     @property
     def atomic_numbers(self) -> List[int]:
@@ -134,7 +137,7 @@ class PaiNN(nn.Module):
                 s, v = message_first(self.embedding, q_s, q_v, species, edges, unit, basis)
             else:
                 s, v = message(source_features(s, **layer.source), v, s, edges, unit, basis, layer.filter)
-            s, v = update(s, v, **layer.update)
+            s, v = update(s, v, **layer.update, epsilon=config.norm_epsilon)
         return s
 
     def forward(self, atomic_numbers: Tensor, edges: Tensor, edge_vectors: Tensor) -> Tensor:
@@ -188,7 +191,7 @@ def energy_and_gradient(model: PaiNN, atomic_numbers: Tensor, edges: Tensor, edg
             x = source_features(s, **layer.source)
             s_mid, v_mid = message(x, v, s, edges, unit, basis, layer.filter)
             inputs.append((s_mid, v_mid, x, v, s))
-        s, v = update(s_mid, v_mid, **layer.update)
+        s, v = update(s_mid, v_mid, **layer.update, epsilon=config.norm_epsilon)
     pair_energy, pair_slope = repulsion(d64, model.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
     energy = (readout(s, **model.readout).to(torch.float64) + model.shift[species].to(torch.float64)).index_add(0, edges[0], pair_energy)
 
@@ -197,7 +200,7 @@ def energy_and_gradient(model: PaiNN, atomic_numbers: Tensor, edges: Tensor, edg
     gradient = pair_slope.unsqueeze(-1) * unit64
     for index in range(config.layers - 1, -1, -1):
         layer = model.layers[index]
-        g_s, g_v = update_backward(g_s, g_v, *inputs[index][:2], **layer.update)
+        g_s, g_v = update_backward(g_s, g_v, *inputs[index][:2], **layer.update, epsilon=config.norm_epsilon)
         if index == 0:
             g_edge = message_first_backward(g_s, g_v, q_s, q_v, species, edges, unit, d, basis, slope)
         else:
@@ -252,6 +255,9 @@ def load_checkpoint(path) -> PaiNN:
             f"{path}: expected architecture painn, version {CHECKPOINT_VERSION}; got {header.get('architecture')}, {header.get('version')}"
         )
     try:
+        missing = {f.name for f in fields(PaiNNConfig)} - set(header["config"])
+        if missing:  # a default would be another model
+            raise ValueError(f"it lacks {' and '.join(sorted(missing))}")
         model = PaiNN(PaiNNConfig(**header["config"]))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path}: the configuration is not one of PaiNNConfig: {e}") from e

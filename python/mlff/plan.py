@@ -49,7 +49,7 @@ def cpu_plan(config: PaiNNConfig, grade: bool = False) -> Plan:
             plan.stage("exchange", [x])
             plan.stage("message", [x, s, w + "filter", *EDGE, "unit", "basis", s_mid, v_mid])
         s, v = plan.buffer(f"s{layer}", "local", f), plan.buffer(f"v{layer}", "local", 3 * f)
-        weights = [w + f"update.{p}" for p in ("vu", "w1", "b1", "w2", "b2")]
+        weights = [*(w + f"update.{p}" for p in ("vu", "w1", "b1", "w2", "b2")), "norm_epsilon"]
         kept = [plan.buffer(f"{b}{layer}", "local", width) for b, width in (("pq", 6 * f), ("norm", f), ("hidden", f), ("a", 3 * f))]
         plan.stage("update", [s_mid, v_mid, *weights, s, v, *kept])
     readout = [f"readout.{p}" for p in ("w1", "b1", "w2", "b2")]
@@ -293,7 +293,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
                  "edge_capacity"])
     first = product_kernel(message_triton.message_first, narrow, width=10 * f, SKP=sk, BK=min(64, sk & -sk))
     mix = product_kernel(update_triton.update_mix, narrow, width=6 * f)
-    update_hidden = product_kernel(update_triton.update_hidden, narrow)
+    update_hidden = product_kernel(update_triton.update_hidden, narrow, EPSILON=config.norm_epsilon)
     update = product_kernel(update_triton.update, wide, width=2 * f, LAST=False)
     update_last = product_kernel(update_triton.update, wide, ".last", LAST=True)
     source_hidden = product_kernel(message_triton.source_hidden, narrow)
@@ -328,7 +328,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         last: product_kernel(update_triton.update_hidden_backward, wide, ".last" if last else "", width=(2 if last else 3) * f, LAST=last)
         for last in (True, False)
     }
-    back = pair(update_triton.update_backward, wide, width=2 * f)
+    back = pair(update_triton.update_backward, wide, width=2 * f, EPSILON=config.norm_epsilon)
     mix_back = pair(update_triton.update_mix_backward, narrow, width=3 * f)
     source_hidden_back = product_kernel(message_triton.source_hidden_backward, narrow, width=3 * f)
     source_back = product_kernel(message_triton.source_features_backward, narrow)

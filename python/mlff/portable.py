@@ -103,6 +103,7 @@ class PortableModel(nn.Module):
         self.payload = payload
         self.cutoff: float = header["cutoff"]
         self.n_radial: int = header["config"]["n_radial"]
+        self.norm_epsilon: float = header["config"]["norm_epsilon"]
         self.n_layers: int = header["config"]["layers"]
         self.n_species: int = len(header["atomic_numbers"])
         self.n_atoms: int = -1 if atomic_numbers is None else len(atomic_numbers)
@@ -153,7 +154,9 @@ class PortableModel(nn.Module):
                 s, v = message(x[-1], v, s, edges, unit, basis, self.filter[k - 1])
             s_mid.append(s)
             v_mid.append(v)
-            s, v = update(s, v, self.update_vu[k], self.update_w1[k], self.update_b1[k], self.update_w2[k], self.update_b2[k])
+            s, v = update(
+                s, v, self.update_vu[k], self.update_w1[k], self.update_b1[k], self.update_w2[k], self.update_b2[k], self.norm_epsilon
+            )
         pair = self.pair_table[species[edges[0]] * self.n_species + species[edges[1]]]
         pair_energy, pair_slope = repulsion(d64, pair)
         atom_energy = (
@@ -174,6 +177,7 @@ class PortableModel(nn.Module):
                 self.update_b1[k],
                 self.update_w2[k],
                 self.update_b2[k],
+                self.norm_epsilon,
             )
             if k > 0:
                 g_x, g_v, g_edge = message_backward(

@@ -15,35 +15,34 @@ from torch.nn.functional import silu
 
 from .message import silu_slope
 
-NORM_EPSILON = 1e-8  # keeps the norm differentiable at v = 0, as in SchNetPack
 
-
-def channel_norm(p: Tensor, epsilon: float = NORM_EPSILON) -> Tensor:
-    """Length [N, F] of each vector of p [N, 3, F]."""
+def channel_norm(p: Tensor, epsilon: float) -> Tensor:
+    """Length [N, F] of each vector of p [N, 3, F], rounded off at sqrt(epsilon) (painn.PaiNNConfig.norm_epsilon)."""
     return torch.sqrt((p * p).sum(1) + epsilon)
 
 
-def update(s: Tensor, v: Tensor, vu: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tuple[Tensor, Tensor]:
+def update(s: Tensor, v: Tensor, vu: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, epsilon: float) -> Tuple[Tensor, Tensor]:
     """New s [N, F] and v [N, 3, F].
 
     Args:
         s, v: scalar [N, F] and vector [N, 3, F] features.
         vu: [F, 2F], the matrices V and U side by side.
         w1, b1, w2, b2: [2F, F], [F], [F, 3F], [3F].
+        epsilon: of the norm.
     """
     p, q = torch.chunk(v @ vu, 2, dim=-1)
-    norm = channel_norm(p)
+    norm = channel_norm(p, epsilon)
     a_ss, a_vv, a_sv = torch.chunk(silu(torch.cat([s, norm], dim=-1) @ w1 + b1) @ w2 + b2, 3, dim=-1)
     return s + a_ss + a_sv * (p * q).sum(1), v + a_vv.unsqueeze(1) * q
 
 
 def update_backward(
-    g_s: Tensor, g_v: Tensor, s: Tensor, v: Tensor, vu: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+    g_s: Tensor, g_v: Tensor, s: Tensor, v: Tensor, vu: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, epsilon: float
 ) -> Tuple[Tensor, Tensor]:
     """Gradients with respect to the inputs s and v of :func:`update`, given those with respect to its outputs."""
     n_features = s.shape[1]
     p, q = torch.chunk(v @ vu, 2, dim=-1)
-    norm = channel_norm(p)
+    norm = channel_norm(p, epsilon)
     h = torch.cat([s, norm], dim=-1) @ w1 + b1
     _, a_vv, a_sv = torch.chunk(silu(h) @ w2 + b2, 3, dim=-1)
     g_a = torch.cat([g_s, (g_v * q).sum(1), g_s * (p * q).sum(1)], dim=-1)

@@ -9,8 +9,6 @@ import triton.language as tl
 from .dense_triton import halves, halves_product, place, product, store_hidden, weights
 from .launch_triton import previous_kernel
 
-NORM_EPSILON = tl.constexpr(1e-8)  # as in update.py
-
 
 @triton.jit
 def load_vector(pointer, STRIDE: tl.constexpr):
@@ -28,8 +26,8 @@ def load_sum(pointer, STRIDE: tl.constexpr, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def norm_of(p_0, p_1, p_2):
-    return tl.sqrt(p_0 * p_0 + p_1 * p_1 + p_2 * p_2 + NORM_EPSILON)
+def norm_of(p_0, p_1, p_2, EPSILON: tl.constexpr):
+    return tl.sqrt(p_0 * p_0 + p_1 * p_1 + p_2 * p_2 + EPSILON)
 
 
 @triton.jit
@@ -50,7 +48,8 @@ def update_mix(counts, v, vu, pq, F: tl.constexpr, BM: tl.constexpr, BN: tl.cons
 
 @triton.jit
 def update_hidden(
-    counts, s, pq, w1, b1, active, slope, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr
+    counts, s, pq, w1, b1, active, slope, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr,
+    EPSILON: tl.constexpr,
 ):
     """The hidden layer: active [local, F], and the slope of the activation for the backward pass."""
     row, c = place(F // BN, BM, BN)
@@ -65,7 +64,7 @@ def update_hidden(
             return
     scalars = tl.load(s + row * F + k[None, :])
     p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + k[None, :], 2 * F)
-    h = bias + product(scalars, s_hi, s_lo) + product(norm_of(p_0, p_1, p_2), n_hi, n_lo)
+    h = bias + product(scalars, s_hi, s_lo) + product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
     store_hidden(active, slope, row * F + c, h)
 
 
@@ -162,7 +161,7 @@ def update_hidden_backward(
 @triton.jit
 def update_backward(
     counts, g, pq, gates, slope, g_hidden, w1, g_out, g_pq, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    EXIT: tl.constexpr, LAST: tl.constexpr,
+    EXIT: tl.constexpr, LAST: tl.constexpr, EPSILON: tl.constexpr,
 ):
     """dE/ds of the layer's input into the first F columns of g_out [total, 4F], and dE/dp, dE/dq into g_pq [local, 3, 2F]."""
     row, c = place(2 * F // BN, BM, BN)
@@ -199,7 +198,7 @@ def update_backward(
         tl.store(out + 5 * F, q_2)
     else:
         q_0, q_1, q_2 = load_vector(pq + row * (6 * F) + F + c, 2 * F)
-        norm = norm_of(p_0, p_1, p_2)
+        norm = norm_of(p_0, p_1, p_2, EPSILON)
         previous_kernel()
         if EXIT:
             if tl.program_id(0) // (2 * F // BN) * BM >= n:

@@ -111,7 +111,7 @@ def test_every_stage(name, schedule):
             weight = m.layers[layer].source
             check_hidden(s @ weight["w1"] + weight["b1"], f"source_slope{layer}", kernel)
         elif kernel == "update":
-            s, v = update(*in_layer, **m.layers[layer].update)
+            s, v = update(*in_layer, **m.layers[layer].update, epsilon=m.config.norm_epsilon)
             close(buffer(f"s{layer % 2}"), s, kernel)
             layer += 1
             if layer < config.layers:

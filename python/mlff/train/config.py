@@ -56,6 +56,7 @@ class ModelConfig(Section):
     layers: int = 3
     n_radial: int = 20
     cutoff: float = 5.0
+    norm_epsilon: float = 1e-2
 
 
 class FitConfig(Section):
