@@ -282,18 +282,8 @@ def describe(args) -> None:
 def table(frames: list[Atoms]) -> str:
     """Of each kind: frames, trajectories, molecules and densities (g/cm^3) from least to most. Of labelled frames: the root mean
     square of a force's component, the largest force (median of frames, largest of all; eV/A), components of the stress (GPa)."""
-    columns = {
-        "kind": -16,
-        "frames": 6,
-        "traj.": 6,
-        "molecules": 10,
-        "density": 12,
-        "F rms": 6,
-        "max F": 6,
-        "most": 6,
-        "stress": 12,
-    }
-    lines = [" ".join(name.ljust(-width) if width < 0 else name.rjust(width) for name, width in columns.items())]
+    widths = {"frames": 6, "traj.": 6, "molecules": 10, "density": 12, "F rms": 6, "max F": 6, "most": 6, "stress": 12}
+    lines = [f"{'kind':16} " + " ".join(name.rjust(width) for name, width in widths.items())]
     for kind in [*sorted({atoms.info["kind"] for atoms in frames}), "all"]:
         members = [atoms for atoms in frames if kind in (atoms.info["kind"], "all")]
         sizes, periodic = [len(atoms) // 3 for atoms in members], [atoms for atoms in members if atoms.pbc.all()]
