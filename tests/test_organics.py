@@ -220,15 +220,9 @@ def test_picked_frames_are_those_a_student_gets_wrong(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, words)])
         sample.main()
 
-    picked, unpacked = tmp_path / "picked.npz", tmp_path / "picked.extxyz"
+    picked = tmp_path / "picked.npz"
     options = ["--student", tmp_path / "student.safetensors", "--count", 6, "--device", "cpu"]
     command("pick", tmp_path / "labelled.npz", picked, *options)
     wrong = {atoms.info["trajectory"] for atoms in frames[:6]}
     assert len(wrong & {atoms.info["trajectory"] for atoms in load(picked)}) >= 5 and len(load(picked)) == 6
-    command("unpack", picked, unpacked)
-    again = read_frames([unpacked], "scaffold")
-    for atoms, other in zip(load(picked), again, strict=True):
-        np.testing.assert_allclose(atoms.positions, other.positions, atol=1e-8)
-        np.testing.assert_allclose(atoms.get_forces(), other.get_forces(), atol=1e-7)
-        assert other.info["kind"] == "thermal"
-        assert other.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-7)
+    assert all(atoms.info["kind"] == "thermal" for atoms in read_frames([picked], "scaffold"))

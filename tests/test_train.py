@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.io import write
 from labels import sampled, with_labels
 from safetensors.torch import save_file
@@ -15,8 +17,9 @@ from structures import ethanol, water_dimer
 from mlff.painn import PaiNN, PaiNNConfig, load_checkpoint, save_checkpoint
 from mlff.train import config
 from mlff.train.config import FitConfig, read_config
-from mlff.train.data import batches, collate, element_shifts, graph, read_frames, split
-from mlff.train.fit import errors, fit, mean_terms
+from mlff.train.data import Graphs, Pool, batches, collate, element_shifts, graph, make_graphs, read_frames, split
+from mlff.train.fit import errors, fit, mean_terms, predict, training_terms
+from mlff.train.frames import rounded, save
 from mlff.train.run import train
 
 # ---- data --------------------------------------------------------------------------------------------------------------
@@ -58,6 +61,63 @@ def test_batches_hold_every_graph_once(labelled):
     assert batch.has_stress.tolist() == [False, True, False]
     assert torch.equal(batch.structure[batch.edges[0]], batch.edge_structure)
     assert torch.equal(batch.structure[batch.edges[1]], batch.edge_structure)
+
+
+def test_graphs_of_many_molecules_are_those_of_each(labelled):
+    """Also of periodic frames, of one atom and of one beyond all others."""
+    frames = read_frames([labelled], "trajectory")
+    for numbers, positions in (([8], np.zeros((1, 3))), ([1, 1, 8], np.diag([9.0, 0.5, 20.0]))):
+        frames.append(with_labels(Atoms(numbers, positions), energy=1.0, forces=np.ones((len(numbers), 3))))
+    for k, (made, atoms) in enumerate(zip(make_graphs(frames, 5.0), frames, strict=True)):
+        for f in fields(Graphs):
+            ours, expected = getattr(made, f.name), getattr(graph(atoms, 5.0, k), f.name)
+            assert ours.dtype == expected.dtype and torch.equal(ours, expected), (k, f.name)
+
+
+def test_compact_files_are_data(labelled, tmp_path):
+    frames = [with_labels(rounded(atoms), **atoms.calc.results) for atoms in read_frames([labelled], "trajectory")]
+    save(tmp_path / "frames.npz", frames)
+    again = read_frames([tmp_path / "frames.npz"], "trajectory")
+    for a, b in zip(frames, again, strict=True):
+        assert np.array_equal(a.numbers, b.numbers) and a.info["trajectory"] == b.info["trajectory"]
+        np.testing.assert_allclose(a.calc.results["forces"], b.calc.results["forces"], atol=1e-4)
+    (tmp_path / "frames.npz").write_bytes(b"PK nothing")
+    with pytest.raises(ValueError, match="frames.npz: expected structures in a format that ASE reads"):
+        read_frames([tmp_path / "frames.npz"], "trajectory")
+
+
+def test_batches_of_one_size_are_worth_what_their_structures_are(data):
+    frames, graphs = data
+    pool, model = Pool(graphs, 300, 5.0, "cpu"), new_model(frames)
+    order = pool.batches(torch.Generator().manual_seed(1))
+    assert sorted(sum(order, [])) == list(range(25))
+    shapes = set()
+    for members in order:
+        batch = pool.batch(members)
+        shapes.add(tuple(tuple(getattr(batch, f.name).shape) for f in fields(Graphs)))
+        expected = collate([graphs[k] for k in members])
+        assert batch.index[: len(members)].tolist() == members and batch.n_atoms[len(members) :].eq(0).all()
+        torch.testing.assert_close(training_terms(model, batch), training_terms(model, expected), rtol=1e-6, atol=1e-9)
+        energy, forces, _ = predict(model, batch)
+        assert torch.isfinite(energy).all() and forces[len(expected.forces) :].eq(0).all()
+    assert len(shapes) == 1
+
+
+@pytest.mark.gpu
+def test_a_step_as_a_cuda_graph(data, tmp_path):
+    """Compiled and launched as one graph, training takes the steps of plain PyTorch, and resumes."""
+    frames, graphs = data
+    settings = {"steps": 24, "max_edges": 2000, "warmup": 5, "ema_decay": 0.5, "report_every": 12}
+    state, results = tmp_path / "state.pt", {}
+    for compile in (False, True):
+        _, results[compile] = fit(new_model(frames), graphs, FitConfig(**settings, compile=compile), "cuda")
+    for ours, expected in zip(results[True], results[False], strict=True):
+        assert ours.training == pytest.approx(expected.training, rel=1e-2) and ours.learning_rate == expected.learning_rate
+    config = FitConfig(**settings, compile=True)
+    with pytest.raises(Interrupted):
+        fit(new_model(frames), graphs, config, "cuda", (), state, None, interrupt_at(12))
+    _, resumed = fit(new_model(frames), graphs, config, "cuda", (), state)
+    assert resumed[-1].training == pytest.approx(results[True][-1].training, rel=1e-2)
 
 
 # ---- fit ---------------------------------------------------------------------------------------------------------------

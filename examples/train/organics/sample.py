@@ -7,7 +7,6 @@
     python sample.py pick labelled.npz picked.npz --student a.safetensors --count 8000
     python sample.py quench molecules.npz relaxed.npz --count 60           conformers of held-out molecules, relaxed
     python sample.py external external.npz                                 S22 and G2 of ASE
-    python sample.py unpack labelled.npz picked.npz labelled.extxyz        for mlff train, with the record of the teacher
     python sample.py describe labelled.npz
 
 Needs torch, NumPy, SciPy, ASE, mlff and the file of AIMNet2 in the wheel of auto3d; neither RDKit nor a network.
@@ -29,7 +28,6 @@ from ase.build import molecule
 from ase.data import atomic_numbers
 from ase.data.g2 import molecule_names
 from ase.data.s22 import create_s22_system, get_number_of_dimer_atoms, s22
-from ase.io import write
 from rich.console import Console
 from rich.progress import track
 
@@ -87,6 +85,8 @@ def potential(args) -> Potential:
 
 def run(args) -> None:
     """Relax, bring to temperature, sample; systems of about one size are neighbours, so that padding is short."""
+    if args.stride % args.check:
+        raise SystemExit(f"expected a --stride that is a multiple of --check, got {args.stride} and {args.check}")
     began = time.time()
     systems = sorted(drawn(args, starts, STARTS, tuple(args.temperatures)), key=len)
     batch = Batch(systems, args.device)
@@ -233,15 +233,6 @@ def copy_record(sources: list[Path], target: Path, **more) -> None:
         unfinished.write_text(json.dumps({**record, **more}, indent=2) + "\n")
 
 
-def unpack(args) -> None:
-    frames = [atoms for path in args.source for atoms in load(path)]
-    for atoms in frames:
-        atoms.arrays.pop("force_spread", None)  # training does not look at it
-    with replacing(args.target) as unfinished:
-        write(unfinished, frames, format="extxyz")
-    copy_record(args.source, args.target)
-
-
 def table(frames: list[Atoms]) -> str:
     """Of each kind: frames, molecules, atoms; root mean square of forces' components (eV/A), largest force of a frame (median,
     95 %); energy per atom beyond the best sum of constants per element (standard deviation, meV); the teacher's spread of a
@@ -320,7 +311,6 @@ def main() -> None:
     p.add_argument("--count", type=int, default=60, help="molecules")
     p.add_argument("--steps", type=int, default=1500)
     command("external", external, None)
-    command("unpack", unpack, "+")
     command("describe", describe, "+", target=False)
     args = parser.parse_args()
     torch.manual_seed(args.seed)

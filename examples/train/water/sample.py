@@ -5,7 +5,6 @@
     python sample.py small small.extxyz --prefix r0                   two molecules in contact, bonds far from their length
     mlff label md.extxyz -o md.labelled.extxyz --teacher so3lr        likewise distorted.extxyz, small.extxyz
     python sample.py pack md.labelled.extxyz ... round0.npz           a tenth of the size (mlff.train.frames)
-    python sample.py unpack round0.npz round0.extxyz                  for mlff train
     python sample.py water ../ethanol_water/round0.extxyz ... known.extxyz   of labelled files the frames of water alone
     python sample.py describe round0.npz
 
@@ -263,11 +262,6 @@ def water(args) -> None:
     write_labelled(args, [atoms for path in args.sources for atoms in read_frames(path) if set(atoms.symbols) == {"H", "O"}])
 
 
-def unpack(args) -> None:
-    """Compact files as one that mlff train reads."""
-    write_labelled(args, [atoms for path in args.sources for atoms in read_frames(path)])
-
-
 def write_labelled(args, frames: list[Atoms]) -> None:
     with replacing(args.target) as unfinished:
         write(unfinished, frames, format="extxyz")
@@ -335,7 +329,7 @@ def main() -> None:
     p.add_argument("--prefix", required=True, help="of the trajectories' names")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--count", type=int, default=600)
-    for name, function in (("pack", pack), ("water", water), ("unpack", unpack), ("describe", describe)):
+    for name, function in (("pack", pack), ("water", water), ("describe", describe)):
         p = command(name, function)
         p.add_argument("sources", type=Path, nargs="+")
         if name != "describe":
