@@ -105,7 +105,7 @@ def test_every_stage(name, schedule):
             close(buffer(f"pq{layer}"), torch.cat([p, q], 2).reshape(n, -1), kernel)
         elif kernel == "update_hidden":
             weight = m.layers[layer].update
-            norm = torch.sqrt((torch.chunk(in_layer[1] @ weight["vu"], 2, dim=-1)[0] ** 2).sum(1) + 1e-8)
+            norm = torch.sqrt((torch.chunk(in_layer[1] @ weight["vu"], 2, dim=-1)[0] ** 2).sum(1) + m.config.norm_epsilon)
             check_hidden(torch.cat([in_layer[0], norm], 1) @ weight["w1"] + weight["b1"], f"slope{layer}", kernel)
         elif kernel == "source_hidden":
             weight = m.layers[layer].source
@@ -128,7 +128,7 @@ def test_every_stage(name, schedule):
             close(buffer("g0")[:, :f], g_s, kernel)
             layer -= 1
         elif kernel == "update_backward":
-            g_s, g_v = update_backward(g_s, g_v, *states.pop(), **m.layers[layer].update)
+            g_s, g_v = update_backward(g_s, g_v, *states.pop(), **m.layers[layer].update, epsilon=m.config.norm_epsilon)
             close(buffer("g1")[:, :f], g_s, kernel)
         elif kernel == "update_mix_backward":
             close(buffer("g1")[:, f:], g_v.reshape(n, -1), kernel)
