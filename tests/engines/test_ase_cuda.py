@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
 from fake_plan import packed
@@ -13,6 +14,7 @@ from test_core_cuda import atoms_of, expected, fake, fake_library, fresh_core, p
 from mlff.ase import MLFFCalculator
 from mlff.core import MLFFResourceError
 from mlff.export import build_payload
+from mlff.extrapolation import Extrapolation
 
 
 @pytest.fixture
@@ -70,3 +72,21 @@ def test_molecular_dynamics(tmp_path):
             md.run(round(10 / step))
             spread.append(np.std(energies) / len(one))
         assert 2.5 < spread[0] / spread[1] < 6, spread
+
+
+@pytest.mark.gpu
+def test_extrapolation_grade(tmp_path):
+    """The same as on the CPU, with forces and without, in a box and in a molecule."""
+    torch.manual_seed(2)
+    model, path = random_model(16, 2), tmp_path / "model.pt"
+    species = len(model.config.species)
+    model.extrapolation = Extrapolation(torch.randn(species, 16, 5), torch.randn(species, 7, 5), torch.tensor([[0.0, 1.0], [0.1, 0.5]]))
+    path.write_bytes(build_payload(model, {}, architectures()))
+    for atoms in (structure("ethanol"), water_box(3), structure("triclinic")):
+        grades = {}
+        for device in ("cpu", "cuda"):
+            calculator = MLFFCalculator(path, device)
+            grades[device] = calculator.get_property("extrapolation_grade", atoms)
+            calculator.get_property("forces", atoms)
+            np.testing.assert_array_equal(calculator.get_property("extrapolation_grade", atoms), grades[device])
+        np.testing.assert_allclose(grades["cuda"], grades["cpu"], rtol=1e-4)
