@@ -49,6 +49,7 @@ class PaiNNConfig:
         cutoff: radius of a message in Angstrom.
         norm_epsilon: the length of a vector p is sqrt(p^2 + epsilon) (update.py). Where symmetry makes vectors vanish, as it does in a
             perfect crystal, a length has a kink, and the potential with it: epsilon rounds it off. SchNetPack has 1e-8.
+        repulsion_range: where the repulsion of nuclei has faded out, in sums of two covalent radii (repulsion.py).
     """
 
     species: List[str] = field(default_factory=lambda: ["H", "C", "O"])
@@ -57,6 +58,7 @@ class PaiNNConfig:
     n_radial: int = 20
     cutoff: float = 5.0
     norm_epsilon: float = 1e-2
+    repulsion_range: float = 0.7
 
     def __post_init__(self):
         unknown = [x for x in self.species if NUMBER_OF_SYMBOL.get(x, 0) < 1]
@@ -64,8 +66,9 @@ class PaiNNConfig:
             raise ValueError(f"PaiNNConfig.species must be distinct chemical symbols, got {self.species}")
         if self.features < 16 or self.features % 16:
             raise ValueError(f"PaiNNConfig.features must be a positive multiple of 16, got {self.features}")
-        if self.layers < 1 or self.n_radial < 1 or not self.cutoff > 0 or not self.norm_epsilon > 0:
-            raise ValueError(f"PaiNNConfig needs layers >= 1, n_radial >= 1, cutoff > 0 and norm_epsilon > 0, got {self}")
+        if self.layers < 1 or self.n_radial < 1 or not all(x > 0 for x in (self.cutoff, self.norm_epsilon, self.repulsion_range)):
+            limits = "layers >= 1, n_radial >= 1, cutoff > 0, norm_epsilon > 0 and repulsion_range > 0"
+            raise ValueError(f"PaiNNConfig needs {limits}, got {self}")
 
     @property
     def atomic_numbers(self) -> List[int]:
@@ -105,7 +108,7 @@ class PaiNN(nn.Module):
             self.layers.append(layer)
         self.readout = nn.ParameterDict({"w1": _dense(f, f // 2), "b1": _zeros(f // 2), "w2": _dense(f // 2), "b2": _zeros()})
         self.register_buffer("shift", torch.zeros(s, dtype=torch.float64))
-        self.register_buffer("pair_table", zbl_pair_table(torch.tensor(config.atomic_numbers)), persistent=False)
+        self.register_buffer("pair_table", zbl_pair_table(torch.tensor(config.atomic_numbers), config.repulsion_range), persistent=False)
         index_of_number = torch.full((120,), -1, dtype=torch.long)
         index_of_number[config.atomic_numbers] = torch.arange(s)
         self.register_buffer("index_of_number", index_of_number, persistent=False)

@@ -3,9 +3,10 @@
     E(d) = (e^2 / 4 pi epsilon_0) Z_i Z_j / d  phi(d / a)  f(d),   a = 0.8854 a_0 / (Z_i^0.23 + Z_j^0.23)
 
 (Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Matter, 1985). It is faded out by the same envelope f as the
-radial basis, which vanishes at the sum of the two covalent radii (Cordero et al., Dalton Trans. 2008, as tabulated in ASE; the
-choice of MACE): about the length of a single bond. Multiple bonds are shorter, so a part of it reaches them and the network
-learns the rest; below, the nuclei repel whatever the network says.
+radial basis, which vanishes at a fraction of the sum of the two covalent radii (Cordero et al., Dalton Trans. 2008, as tabulated in ASE).
+That sum is about the length of a single bond. The fraction, 0.7 unless the model says otherwise, leaves all bonds alone, triple ones too:
+a vibration that goes in and out of the repulsion meets its third derivative there, which jumps, and energy is not conserved (MACE fades
+out at the whole sum). Below, the nuclei repel whatever the network says.
 Each directed edge carries half of the pair's energy.
 """
 
@@ -19,17 +20,18 @@ from .filter import cutoff_envelope
 from .units import BOHR_ANGSTROM, COULOMB_EV_ANGSTROM
 
 
-def zbl_pair_table(atomic_numbers: Tensor) -> Tensor:
+def zbl_pair_table(atomic_numbers: Tensor, fraction: float) -> Tensor:
     """Constants of every pair of elements.
 
     Args:
         atomic_numbers: [S], the model's elements.
+        fraction: of the sum of covalent radii, where the repulsion has faded out (PaiNNConfig.repulsion_range).
 
     Returns:
         [S, S, 3] float64: half of the Coulomb prefactor in eV Angstrom, 1 / a in 1/Angstrom, radius of the fade-out in Angstrom.
     """
     z = atomic_numbers.to(torch.float64)
-    radius = torch.tensor(covalent_radii, dtype=torch.float64)[atomic_numbers]
+    radius = fraction * torch.tensor(covalent_radii, dtype=torch.float64)[atomic_numbers]
     prefactor = 0.5 * COULOMB_EV_ANGSTROM * z[:, None] * z[None, :]
     inverse_length = (z[:, None] ** 0.23 + z[None, :] ** 0.23) / (0.8854 * BOHR_ANGSTROM)
     return torch.stack([prefactor, inverse_length, radius[:, None] + radius[None, :]], dim=-1)

@@ -245,6 +245,9 @@ def test_unknown_element(model):
         ({"layers": 0}, "layers >= 1"),
         ({"n_radial": 0}, "n_radial >= 1"),
         ({"cutoff": 0.0}, "cutoff > 0"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon > 0"),
+        ({"norm_epsilon": float("nan")}, "norm_epsilon > 0"),
+        ({"repulsion_range": -0.7}, "repulsion_range > 0"),
         ({"cutoff": float("nan")}, "cutoff > 0"),
     ],
 )

@@ -21,7 +21,7 @@ LAMMPS = {
 
 
 def pair_rows(z_i, z_j, n=1, radius=None):
-    row = zbl_pair_table(torch.tensor([z_i, z_j]))[0, 1].clone()
+    row = zbl_pair_table(torch.tensor([z_i, z_j]), 1.0)[0, 1].clone()
     if radius is not None:
         row[2] = radius
     return row.expand(n, 3)
@@ -47,12 +47,12 @@ def test_value_by_hand():
 
 
 def test_pair_table():
-    table = zbl_pair_table(ELEMENTS)
+    table = zbl_pair_table(ELEMENTS, 0.7)
     assert table.shape == (3, 3, 3) and table.dtype == torch.float64
     torch.testing.assert_close(table, table.transpose(0, 1), rtol=0, atol=0)
     assert table[0, 2, 0].item() == pytest.approx(0.5 * 14.399645 * 8, rel=1e-7)
     assert 1 / table[0, 0, 1].item() == pytest.approx(0.8854 * 0.529177 / 2, rel=1e-6)
-    assert table[1, 2, 2].item() == pytest.approx(covalent_radii[6] + covalent_radii[8])
+    assert table[1, 2, 2].item() == pytest.approx(0.7 * (covalent_radii[6] + covalent_radii[8]))
 
 
 def test_slope_is_the_derivative():
