@@ -17,7 +17,8 @@ def random_model(features: int = 32, layers: int = 3, species=("H", "C", "O"), c
     """A float32 model with random weights: biases are not zero, forces are a few eV/Angstrom, as in real molecules."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = PaiNN(PaiNNConfig(species=list(species), features=features, layers=layers, n_radial=12, cutoff=cutoff))
+        # random weights have holes: with repulsion up to the length of a bond, dynamics do not fall into them
+        model = PaiNN(PaiNNConfig(species=list(species), features=features, layers=layers, n_radial=12, cutoff=cutoff, repulsion_range=1.0))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim < 2:
