@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms, units
-from ase.io import read, write
+from ase.io import write
 from ase.md.langevinbaoab import LangevinBAOAB
 
 from mlff.ase import MLFFCalculator
 from mlff.files import replacing
 from mlff.painn import read_record
-from mlff.train.frames import load, rounded, save
+from mlff.train.data import read_structures
+from mlff.train.frames import rounded, save
 from mlff.validate.measurement import thermalize
 from mlff.validate.water import PRESSURE, barostat_mass, box, density
 
@@ -213,7 +214,7 @@ DISTORTIONS = {"strained": strained, "displaced": displaced, "contact": contact}
 
 def distort(args) -> None:
     """The kinds of DISTORTIONS in equal numbers, each out of a frame that is drawn by chance."""
-    source, rng, frames = read_frames(args.source), np.random.default_rng(args.seed), []
+    source, rng, frames = read_structures(args.source), np.random.default_rng(args.seed), []
     for k in range(args.count):
         kind = list(DISTORTIONS)[k % len(DISTORTIONS)]
         atoms = source[rng.integers(len(source))]
@@ -224,10 +225,6 @@ def distort(args) -> None:
 
 
 # ---- files -------------------------------------------------------------------------------------------------------------
-
-
-def read_frames(path: Path) -> list[Atoms]:
-    return load(path) if path.suffix == ".npz" else read(path, ":")
 
 
 def write_bare(path: Path, frames: list[Atoms]) -> None:
@@ -251,7 +248,7 @@ def copy_record(sources: list[Path], target: Path) -> None:
 
 def pack(args) -> None:
     """Labelled files as one compact file."""
-    frames = [atoms for path in args.sources for atoms in read_frames(path)]
+    frames = [atoms for path in args.sources for atoms in read_structures(path)]
     save(args.target, frames)
     copy_record(args.sources, args.target)
     print(table(frames))
@@ -259,7 +256,7 @@ def pack(args) -> None:
 
 def water(args) -> None:
     """Of labelled files the frames of water alone."""
-    write_labelled(args, [atoms for path in args.sources for atoms in read_frames(path) if set(atoms.symbols) == {"H", "O"}])
+    write_labelled(args, [atoms for path in args.sources for atoms in read_structures(path) if set(atoms.symbols) == {"H", "O"}])
 
 
 def write_labelled(args, frames: list[Atoms]) -> None:
@@ -270,7 +267,7 @@ def write_labelled(args, frames: list[Atoms]) -> None:
 
 
 def describe(args) -> None:
-    print(table([atoms for path in args.sources for atoms in read_frames(path)]))
+    print(table([atoms for path in args.sources for atoms in read_structures(path)]))
 
 
 def table(frames: list[Atoms]) -> str:

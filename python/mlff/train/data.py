@@ -161,7 +161,7 @@ def batches(
 
 
 class Pool:
-    """Structures on a device, of which batches of one fixed size are drawn: without copies from the host or waits for it.
+    """Structures on a device, of which batches of one fixed size are drawn: only their indices come from the host, and it need not wait.
 
     A CUDA graph needs tensors of fixed sizes, so batches are filled up with atoms of a last structure that has no weight
     (n_atoms 0) and neighbours beyond the cutoff only.
@@ -200,10 +200,10 @@ class Pool:
 
     def batch(self, members: list[int]) -> Graphs:
         """The structures `members`, filled up."""
-        members = members + [len(self.graphs)] * (self.structures - len(members))
-        atoms, edges = self.counts[-1].tolist()
+        real, (atoms, edges) = len(members), self.counts[-1].tolist()
+        members = members + [len(self.graphs)] * (self.structures - real)
         counts = self.counts[members]
-        counts[len(members) - members.count(len(self.graphs)) :] = 0
+        counts[real:] = 0
         counts[-1] = self.counts[-1] - counts.sum(0)
         member, counts = torch.tensor(members).to(self.device, non_blocking=True), counts.to(self.device, non_blocking=True)
         atom, structure = _rows(self.first[member, 0], counts[:, 0], atoms)
