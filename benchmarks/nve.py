@@ -1,11 +1,13 @@
-"""Does a student hold? Water at 300 K: equilibration, then a run at constant energy.
+"""Does a student hold? Equilibration at 300 K, then a run at constant energy, of a box of water or of a structure from a file.
 
-    python benchmarks/nve.py                                      # 64 molecules, 10 ps in LAMMPS on two ranks
+    python benchmarks/nve.py                                      # 64 molecules of water, 10 ps in LAMMPS on two ranks
     python benchmarks/nve.py --engine lammps --device cuda --molecules 216 --steps 100000
     python benchmarks/nve.py --engine openmm --device cuda --molecules 216 --steps 100000
+    python benchmarks/nve.py --model organics --structure aspirin.xyz --device cuda --ranks 1 --steps 1000000
 
-Writes benchmarks/results/nve-water.json and .png; with a GPU nve-water-ENGINE-cuda. The drift is the slope of the total energy
-over the averages of ten blocks, with the standard error of that fit.
+Writes benchmarks/results/nve-NAME.json and .png, NAME being water or that of the structure; with a GPU nve-NAME-ENGINE-cuda.
+A structure in open space is put into a large periodic box. The drift is the slope of the total energy over the averages of ten
+blocks, with the standard error of that fit.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 import ase.io
 import matplotlib
 import numpy as np
+from ase.data import atomic_masses, atomic_numbers
 from scipy.stats import linregress
 
 from common import RESULTS, architectures, environment, water_box, write_results
@@ -30,11 +33,10 @@ TIME_STEP = 0.0005  # ps
 RECORD = 20  # steps between two records
 INPUT = """units metal
 atom_style atomic
-read_data water.data
-mass 1 1.008
-mass 2 15.999
+read_data start.data
+{masses}
 pair_style mlff model.pt device {device}
-pair_coeff * * H O
+pair_coeff * * {elements}
 neighbor 1.0 bin
 minimize 0 0.05 200 400
 velocity all create 300 7 mom yes dist gaussian
@@ -53,10 +55,13 @@ run {steps}
 
 def run_lammps(folder: Path, atoms, args) -> tuple:
     """Steps, total energies in eV and temperatures in K, and the seconds of the last run."""
-    ase.io.write(folder / "water.data", atoms, format="lammps-data", specorder=["H", "O"], units="metal")
+    elements = sorted(set(atoms.symbols))
+    ase.io.write(folder / "start.data", atoms, format="lammps-data", specorder=elements, units="metal")
+    masses = "\n".join(f"mass {k} {atomic_masses[atomic_numbers[symbol]]}" for k, symbol in enumerate(elements, 1))
     text = INPUT.format(
-        equilibrate=args.equilibrate, steps=args.steps, device=args.device, time_step=TIME_STEP, record=RECORD
-    )
+        equilibrate=args.equilibrate, steps=args.steps, device=args.device, time_step=TIME_STEP, record=RECORD, masses=masses,
+        elements=" ".join(elements),
+    )  # fmt: skip
     lines = list(lammps(text, folder, args.ranks))
     seconds = float([line for line in lines if line.startswith("Loop time of")][-1].split()[3])
     return (*np.loadtxt(folder / "energy.txt").T, seconds)
@@ -70,7 +75,7 @@ def run_openmm(folder: Path, atoms, args) -> tuple:
     import mlff.openmm
 
     system, topology = openmm.System(), app.Topology()
-    residue = topology.addResidue("water", topology.addChain())
+    residue = topology.addResidue("all", topology.addChain())
     for number, mass in zip(atoms.numbers, atoms.get_masses()):
         system.addParticle(float(mass))
         topology.addAtom("atom", app.Element.getByAtomicNumber(int(number)), residue)
@@ -99,7 +104,8 @@ def run_openmm(folder: Path, atoms, args) -> tuple:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="ethanol-water", help="name of a shipped student")
+    parser.add_argument("--model", default="ethanol-water", help="name of a shipped student, or a checkpoint")
+    parser.add_argument("--structure", type=Path, help="what ASE reads (default: a box of water)")
     parser.add_argument("--engine", choices=("lammps", "openmm"), default="lammps")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--molecules", type=int, default=64)
@@ -107,12 +113,16 @@ def main():
     parser.add_argument("--steps", type=int, default=20000, help="steps of 0.5 fs")
     parser.add_argument("--ranks", type=int, default=2, help="of LAMMPS")
     args = parser.parse_args()
-    name = "nve-water" + (f"-{args.engine}-cuda" if args.device == "cuda" else "")
+    system = args.structure.stem if args.structure else "water"
+    name = f"nve-{system}" + (f"-{args.engine}-cuda" if args.device == "cuda" else "")
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         export(args.model, folder / "model.pt", architectures=architectures(args.device))
-        atoms = water_box(args.molecules)
+        atoms = ase.io.read(args.structure) if args.structure else water_box(args.molecules)
+        if not atoms.pbc.all():
+            atoms.center(vacuum=10.0)
+            atoms.pbc = True
         step, energy, temperature, seconds = {"lammps": run_lammps, "openmm": run_openmm}[args.engine](folder, atoms, args)
         sha256 = Model(folder / "model.pt").sha256
 
@@ -122,7 +132,7 @@ def main():
     fit = linregress([picoseconds[b].mean() for b in blocks], [energy[b].mean() for b in blocks])
     results = {
         "environment": environment("torch", "lammps", "openmm", "mlff", device=args.device), "model": args.model, "sha256": sha256,
-        "engine": args.engine, "device": args.device, "atoms": len(atoms), "steps": args.steps, "ms_per_step": 1e3 * seconds / args.steps,
+        "formula": atoms.get_chemical_formula(), "engine": args.engine, "device": args.device, "atoms": len(atoms), "steps": args.steps, "ms_per_step": 1e3 * seconds / args.steps,
         "picoseconds": float(picoseconds[-1]), "timestep_fs": 1e3 * TIME_STEP, "temperature_K_mean": float(temperature.mean()),
         "temperature_K_by_quarter": [float(q.mean()) for q in np.array_split(temperature, 4)],
         "drift_meV_per_atom_per_ns": 1e3 * float(fit.slope), "drift_standard_error": 1e3 * float(fit.stderr),
@@ -134,7 +144,7 @@ def main():
     axes[0].plot(picoseconds, energy, lw=0.6)
     axes[0].set_ylabel("total energy / (meV/atom)")
     engine = {"lammps": "LAMMPS", "openmm": "OpenMM"}[args.engine]
-    title = f"{args.model}: {args.molecules} waters, NVE in {engine}, {args.device}, drift {1e3 * fit.slope:.1f} ± {1e3 * fit.stderr:.1f} meV/atom/ns"
+    title = f"{args.model}: {atoms.get_chemical_formula()}, NVE in {engine}, {args.device}, drift {1e3 * fit.slope:.1f} ± {1e3 * fit.stderr:.1f} meV/atom/ns"
     axes[0].set_title(title, fontsize=10)
     axes[1].plot(picoseconds, temperature, lw=0.6, color="C1")
     axes[1].set(xlabel="time / ps", ylabel="temperature / K")

@@ -9,8 +9,9 @@
 | NCI/first_5K | rdkit (BSD-3-Clause) | compounds of the National Cancer Institute's open set: much S, Br and P |
 | Pains/test_data/wehi_mols | rdkit | a screening library, of which those with F, P or Br are taken: the rare elements |
 | lists in this file | | very small molecules, and phosphorus with three substituents |
+| recombined | | fragments of all these put together anew: tables are soon at an end, and a student of few molecules knows few |
 
-Taken are neutral molecules with closed shells of H C N O F P S Cl Br with at most 50 atoms (36 from rdkit's). Every frame carries `molecule`
+Taken are neutral molecules with closed shells of H C N O F P S Cl Br with at most 50 atoms (36 from rdkit's, 40 recombined). Every frame carries `molecule`
 (canonical SMILES) and `scaffold` (family), see scaffold().
 """
 
@@ -21,6 +22,7 @@ import csv
 import importlib.util
 import itertools
 import multiprocessing
+import random
 import time
 from collections import Counter
 from pathlib import Path
@@ -29,14 +31,14 @@ from typing import Iterator
 import numpy as np
 from ase import Atoms
 from rdkit import Chem, RDLogger
-from rdkit.Chem import AllChem
+from rdkit.Chem import BRICS, AllChem
 from rdkit.Chem.rdMolDescriptors import CalcNumRotatableBonds
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
-from geometry import ELEMENTS, HELD_OUT, SMALL, bonds, side
+from geometry import ELEMENTS, HELD_OUT, SMALL, TRAINING, bonds, side
 from mlff.train.frames import save
 
-MAX_ATOMS = {"nci": 36, "wehi": 36}  # of a table; small molecules show a student as much chemistry for less
+MAX_ATOMS = {"nci": 36, "wehi": 36, "recombined": 40}  # of a table; small molecules show a student as much chemistry for less
 LARGEST = 50
 RARE = {"F", "P", "Br"}
 # molecules that every chemistry needs and tables forget; none of them is large enough to be held out
@@ -94,6 +96,23 @@ def suitable(smiles: str, largest: int) -> Chem.Mol | None:
     return mol
 
 
+def recombined(molecules: list[Chem.Mol], seed: int = 1) -> Iterator[Chem.Mol]:
+    """New molecules without end, of fragments of those that are trained on; all of them belong to the side of training, too.
+
+    Bonds are cut and made by the rules of BRICS (Degen et al., ChemMedChem 2008). A rare fragment comes as often as a common one.
+    """
+    trained = (Chem.RemoveHs(mol) for mol in molecules if side(scaffold(mol)) == TRAINING)
+    fragments = sorted({f for mol in trained for f in BRICS.BRICSDecompose(mol, minFragmentSize=2) if "*" in f})
+    rng = random.Random(seed)
+    while True:
+        few = [Chem.MolFromSmiles(f) for f in rng.sample(fragments, 10)]
+        products = BRICS.BRICSBuild(few, scrambleReagents=False, maxDepth=1)
+        for mol in itertools.islice(products, 8):  # more of the same ten would be much alike
+            mol.UpdatePropertyCache(strict=False)
+            if Chem.SanitizeMol(mol, catchErrors=True) == Chem.SANITIZE_NONE and side(scaffold(Chem.AddHs(mol))) == TRAINING:
+                yield mol
+
+
 def scaffold(mol: Chem.Mol) -> str:
     """The family of a molecule, as SMILES; a split by it keeps relatives together.
 
@@ -120,15 +139,16 @@ def scaffold(mol: Chem.Mol) -> str:
     return Chem.MolToSmiles(core)
 
 
-def conformers(smiles: str) -> list[Atoms]:
-    """Conformers of a molecule: ETKDG, then MMFF94s (UFF where that has no parameters); [] where none comes out sound.
+def conformers(task: tuple[str, int]) -> list[Atoms]:
+    """Conformers of a molecule (SMILES, most): ETKDG, then MMFF94s (UFF where that lacks parameters); [] where none is sound.
 
-    One of a rigid molecule, two of others, up to eight of those that are held out: they test conformer energies.
+    `most` of a molecule that is not rigid, up to eight of those that are held out: they test conformer energies.
     """
     RDLogger.DisableLog("rdApp.*")
+    smiles, most = task
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     family = scaffold(mol)
-    count = 1 if CalcNumRotatableBonds(mol) == 0 else 8 if side(family) == HELD_OUT else 2
+    count = 1 if CalcNumRotatableBonds(mol) == 0 else 8 if side(family) == HELD_OUT else most
     settings = AllChem.ETKDGv3()
     settings.randomSeed, settings.maxIterations, settings.pruneRmsThresh = 1, 30, 0.3
     if not list(AllChem.EmbedMultipleConfs(mol, count, settings)):
@@ -168,7 +188,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--every", type=int, default=1, help="take every n-th molecule, for a trial")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th molecule of the tables, for a trial")
+    parser.add_argument("--recombined", type=int, default=10000, help="molecules to put together out of fragments of the others")
     args = parser.parse_args()
     RDLogger.DisableLog("rdApp.*")
     started = time.time()
@@ -178,10 +199,17 @@ def main() -> None:
         if mol is not None:
             molecules.setdefault(Chem.MolToSmiles(Chem.RemoveHs(mol)), (table, mol))
     molecules = dict(list(molecules.items())[:: args.every])
+    wanted, source = len(molecules) + args.recombined, recombined([mol for _, mol in molecules.values()])
+    while len(molecules) < wanted:
+        smiles = Chem.MolToSmiles(next(source))
+        mol = suitable(smiles, MAX_ATOMS["recombined"])
+        if mol is not None:
+            molecules.setdefault(smiles, ("recombined", mol))
     print(f"{len(molecules)} molecules, {time.time() - started:.0f} s", flush=True)
     frames: list[Atoms] = []
+    tasks = [(smiles, 1 if table == "recombined" else 2) for smiles, (table, _) in molecules.items()]
     with multiprocessing.Pool(args.processes) as pool:
-        for k, found in enumerate(pool.imap(conformers, molecules, chunksize=10)):
+        for k, found in enumerate(pool.imap(conformers, tasks, chunksize=10)):
             frames += found
             if k % 1000 == 999:
                 print(f"{k + 1} molecules, {len(frames)} conformers, {time.time() - started:.0f} s", flush=True)

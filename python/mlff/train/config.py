@@ -81,9 +81,18 @@ class FitConfig(Section):
     compile: bool = False
 
 
+class CardConfig(Section):
+    """What a user of the student must know; goes into its record, which `mlff info` prints."""
+
+    purpose: str  # what it is for
+    limits: str  # what it must not be used for
+    license: str = "MIT"  # of the weights
+
+
 class Config(Section):
     """One student. Output goes to NAME.safetensors beside the configuration file NAME.yaml, see run.py."""
 
+    card: Optional[CardConfig] = None
     data: DataConfig
     start: Optional[Path] = None  # checkpoint to go on from, in place of random weights and of `model`
     model: Optional[ModelConfig] = None
@@ -122,7 +131,7 @@ def _reason(error: dict) -> str:
     if error["type"] == "extra_forbidden":
         section: Any = Config
         for name in error["loc"][:-1]:
-            section = {"data": DataConfig, "model": ModelConfig, "fit": FitConfig}[name]
+            section = {"card": CardConfig, "data": DataConfig, "model": ModelConfig, "fit": FitConfig}[name]
         return f"unknown key {key}, expected one of {', '.join(section.model_fields)}"
     if error["type"] == "missing":
         return f"expected the key {key}"

@@ -32,6 +32,9 @@ from .fit import Point, errors, fit
 from .label import label_file, summary
 from .teachers import load_teacher
 
+LOOKED_AT = 20_000  # structures to train on whose errors are told, evenly spread over all
+FITTED_GRADE = 60_000  # likewise, for the extrapolation grade
+
 
 def train(path: Path, device: str) -> dict:
     """The student of a configuration file; returns its record."""
@@ -70,12 +73,14 @@ def train(path: Path, device: str) -> dict:
     }
     averaged, curves = fit(model, training, settings, device, validation, path.with_suffix(".state.pt"), job, report)
     torch.set_float32_matmul_precision("highest")  # errors are those of the weights as they are used
-    averaged.extrapolation = fit_extrapolation(averaged, training, validation, settings.max_edges, device)
+    averaged.extrapolation = fit_extrapolation(averaged, spread(training, FITTED_GRADE), validation, settings.max_edges, device)
     save_checkpoint(averaged, output)
+    seen = spread(training, LOOKED_AT)
     kinds = [str(atoms.info["kind"]) for atoms in frames]
     record = {
         "name": path.stem,
         "date": time.strftime("%Y-%m-%d"),
+        **({"card": config.card.model_dump()} if config.card else {}),
         "model": {"architecture": "painn", **asdict(averaged.config)},
         "teacher": teachers[0] if teachers else None,
         "data": {
@@ -96,13 +101,13 @@ def train(path: Path, device: str) -> dict:
             "seconds": round(curves[-1].seconds),
         },
         "held_out_errors": errors(averaged, held_out, kinds, settings.max_edges, device) if held_out else {},
-        "training_errors": errors(averaged, training, kinds, settings.max_edges, device)["all"],
+        "training_errors": errors(averaged, seen, kinds, settings.max_edges, device),
         "extrapolation": {
             "quantile": QUANTILE,
             "calibrated_with": "validation" if validation else "training",
             **{
                 f"share_above_1_{name}": round(float(np.mean(grades(averaged, side, settings.max_edges, device) > 1)), 6)
-                for name, side in (("training", training), ("validation", validation), ("held_out", held_out))
+                for name, side in (("training", seen), ("validation", validation), ("held_out", held_out))
                 if side
             },
         },
@@ -112,6 +117,11 @@ def train(path: Path, device: str) -> dict:
     with replacing(path.with_suffix(".json")) as unfinished:
         unfinished.write_text(json.dumps(record, indent=2) + "\n")
     return record
+
+
+def spread(graphs: list, most: int) -> list:
+    """Every n-th of many, at most `most`."""
+    return graphs[:: max(1, -(-len(graphs) // most))]
 
 
 def labelled_files(data: DataConfig, device: str) -> list[Path]:
