@@ -290,7 +290,7 @@ def test_train_from_structures_to_a_checkpoint(tmp_path, monkeypatch):
     "old, new, message",
     [
         ("steps: 20", "step: 20", "unknown key fit.step, expected one of steps, max_edges, learning_rate"),
-        ("data:", "train: 1\ndata:", "unknown key train, expected one of data, start, model, fit"),
+        ("data:", "train: 1\ndata:", "unknown key train, expected one of card, data, start, model, fit"),
         ("features: 16", "species: H", r"model.species: .*valid (list|array), got 'H'"),
         ("steps: 20", 'steps: "20"', "fit.steps: .*valid integer, got '20'"),
         ("steps: 20", "steps: 0", "fit.steps: .*greater than or equal to 1, got 0"),
