@@ -13,12 +13,20 @@ from mlff.painn import PaiNN, PaiNNConfig, energy_and_gradient, forces_and_viria
 SHIFTS = {"H": -13.6, "C": -1029.5, "O": -2041.3}  # eV: as large as those of real models, so that lost digits show
 
 
-def random_model(features: int = 32, layers: int = 3, species=("H", "C", "O"), cutoff: float = 5.0, seed: int = 0) -> PaiNN:
-    """A float32 model with random weights: biases are not zero, forces are a few eV/Angstrom, as in real molecules."""
+# All settings that a model of SchNetPack has and a new one of ours has not.
+SCHNETPACK = {"radial_basis": "gaussian", "cutoff_function": "cosine", "repulsion_range": 0.0, "norm_epsilon": 1e-8}
+
+
+def random_model(features: int = 32, layers: int = 3, species=("H", "C", "O"), cutoff: float = 5.0, seed: int = 0, **settings) -> PaiNN:
+    """A float32 model with random weights: biases are not zero, forces are a few eV/Angstrom, as in real molecules.
+
+    settings: of PaiNNConfig, in place of the ones that the tests have.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         # random weights have holes: with repulsion up to the length of a bond, dynamics do not fall into them
-        model = PaiNN(PaiNNConfig(species=list(species), features=features, layers=layers, n_radial=12, cutoff=cutoff, repulsion_range=1.0))
+        settings = {"n_radial": 12, "repulsion_range": 1.0, **settings}
+        model = PaiNN(PaiNNConfig(species=list(species), features=features, layers=layers, cutoff=cutoff, **settings))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim < 2:

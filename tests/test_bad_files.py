@@ -366,6 +366,16 @@ HOSTILE_PLANS = {
     "tensor for a buffer": (put_arg("update", "s_mid0", "embedding"), "but it is a tensor"),
     "buffer for a tensor": (put_arg("radial_basis", "cutoff", "distance"), "must be a tensor"),
     "wrong dtype": (put_arg("readout", "shift", "cutoff"), "is 1, which does not fit S"),
+    "another basis": (
+        lambda plan: stage_of(plan, "radial_basis").update(kernel="radial_basis_gaussian"),
+        "the kernel takes 5 arguments, 4 are given",
+    ),
+    "Gaussians of another size": (
+        lambda plan: stage_of(plan, "radial_basis").update(
+            kernel="radial_basis_gaussian", args=["distance", "cutoff", "pair_table", "basis", "slope"]
+        ),
+        "which does not fit",
+    ),
     "wrong float": (put_arg("readout", "readout.b2", "cutoff"), "must be f32, it is f64"),
     "wrong rows": (put_arg("update", "s_mid0", "basis"), "must have rows local, it has rows edges"),
     "wrong width": (put_arg("update", "s_mid0", "v_mid0"), "does not fit"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from machine_code import architectures
-from reference import random_model, reference
+from reference import SCHNETPACK, random_model, reference
 from structures import STRUCTURES, ethanol, small_cell, structure, triclinic, water_box
 
 from mlff import core, payload, torchscript
@@ -67,6 +67,13 @@ def test_equals_the_reference(model, data, name, portable):
 def test_any_number_of_layers(layers, portable):
     model, atoms = random_model(16, layers), triclinic()
     assert_as_reference(model, torchscript.module(build_payload(model), atoms.numbers, portable=portable), atoms)
+
+
+@pytest.mark.parametrize("settings", [SCHNETPACK, {"cutoff_function": "cosine"}], ids=["schnetpack", "cosine"])
+def test_other_settings(settings, portable, tmp_path):
+    model, atoms = random_model(16, 2, **settings), triclinic()
+    torchscript.save(build_payload(model), tmp_path / "model.pt", atoms.numbers, portable=portable)
+    assert_as_reference(model, torch.jit.freeze(torch.jit.load(str(tmp_path / "model.pt")).eval()), atoms)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

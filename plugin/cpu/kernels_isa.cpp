@@ -9,6 +9,8 @@
 
 namespace mlff::MLFF_ISA {
 
+#define MLFF_RADIAL "distance:f64[edges,1] cutoff:f64[1] "
+#define MLFF_BASIS "basis:f32[edges,K] slope:f32[edges,K]"
 #define MLFF_LIST "offsets:i64[local+1,1] neighbors:i32[edges,1] "
 #define MLFF_SOURCE "w1:f32[F,F] b1:f32[F] w2:f32[F,3F] "
 #define MLFF_UPDATE_KEPT "pq:f32[local,6F] norm:f32[local,F] hidden:f32[local,F] a:f32[local,3F] "
@@ -16,7 +18,10 @@ namespace mlff::MLFF_ISA {
 
 KernelTable kernels() {
   static const Kernel table[] = {
-      {"radial_basis", "distance:f64[edges,1] cutoff:f64[1] > basis:f32[edges,K] slope:f32[edges,K]", radial_basis},
+      {"radial_basis", MLFF_RADIAL "> " MLFF_BASIS, radial_basis<envelope>},
+      {"radial_basis_cosine", MLFF_RADIAL "> " MLFF_BASIS, radial_basis<cosine_cutoff>},
+      {"radial_basis_gaussian", MLFF_RADIAL "gaussians:f64[K,2] > " MLFF_BASIS, radial_basis_gaussian<envelope>},
+      {"radial_basis_gaussian_cosine", MLFF_RADIAL "gaussians:f64[K,2] > " MLFF_BASIS, radial_basis_gaussian<cosine_cutoff>},
       {"message_first",
        "embedding:f32[S,F] q_s:f32[SK,F] q_v:f32[SK,F] species:i32[total,1] " MLFF_LIST
        "unit:f32[edges,3] basis:f32[edges,K] > s:f32[local,F] v:f32[local,3F]",

@@ -14,7 +14,7 @@ from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from . import __version__, compile, payload
 from .message import message_first_weights, source_features
 from .neighbors import find_neighbors
-from .painn import PaiNN, energy_and_gradient, forces_and_virial, load_checkpoint, read_record
+from .painn import DOUBLE, PaiNN, energy_and_gradient, forces_and_virial, load_checkpoint, read_record
 from .plan import HALVES_SCALE, CudaSizes, cuda_tensor_dtypes, cpu_plan, cuda_plan, power_of_two
 
 
@@ -26,7 +26,7 @@ def plan_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
     for name in [n for n in state if n.startswith("layers.0.source.") or n == "layers.0.filter"]:
         del state[name]  # folded into q_s and q_v
     state.update({"layers.0.q_s": q_s, "layers.0.q_v": q_v, "readout.b2": state["readout.b2"].reshape(1)})
-    tensors = {name: t.detach().numpy().astype(np.float64 if name == "shift" else np.float32) for name, t in state.items()}
+    tensors = {name: t.detach().numpy().astype(np.float64 if name in DOUBLE else np.float32) for name, t in state.items()}
     tensors["pair_table"] = model.pair_table.numpy().astype(np.float64).reshape(-1, 3)
     tensors["cutoff"] = np.array([config.cutoff], dtype=np.float64)
     tensors["norm_epsilon"] = np.array([config.norm_epsilon], dtype=np.float32)

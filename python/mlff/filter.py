@@ -2,20 +2,31 @@
 
 PaiNN (Schuett, Unke, Gastegger, ICML 2021, eq. 7 and section 3) builds a filter per edge,
 
-    W(d) = (sum_n w_n sin(n pi d / rc) / d + b) f(d)
+    W(d) = (sum_n w_n g_n(d) + b) f(d)
 
-with a cutoff function f. Here f is the polynomial envelope of DimeNet (Gasteiger, Gross, Guennemann, ICLR 2020, eq. 8,
-p = 6), whose first and second derivatives vanish at the cutoff, so that forces and their slopes are continuous.
+with radial functions g_n and a cutoff function f. The functions of the basis are one of
 
-The basis of an edge is one row B(d) of K + 1 numbers, (sin(n pi d / rc) f / d for n = 1..K, f), so that the filter is one
-product B(d) @ weight with the bias as the last row of the weight.
+    bessel      sin(n pi d / rc) / d, n = 1..K: spherical Bessel functions of order zero (Gasteiger, Gross, Guennemann, DimeNet, ICLR 2020, eq. 7)
+    gaussian    exp(-((d - c_n) a_n)^2 / 2), with centres c_n and inverse widths a_n (Schuett et al., SchNet, NeurIPS 2017)
+
+and the cutoff function is one of
+
+    polynomial  the envelope of DimeNet (eq. 8, p = 6), whose first and second derivatives vanish at the cutoff, so that forces and their
+                slopes are continuous
+    cosine      (1 + cos(pi d / rc)) / 2 (Behler, J. Chem. Phys. 134, 074106, 2011), whose second derivative jumps there
+
+The basis of an edge is one row B(d) of K + 1 numbers, (g_n f for n = 1..K, f), so that the filter is one product B(d) @ weight with the
+bias as the last row of the weight.
 """
 
 import math
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
+
+RADIAL_BASES = ("bessel", "gaussian")
+CUTOFF_FUNCTIONS = ("polynomial", "cosine")
 
 
 def cutoff_envelope(d: Tensor, cutoff: float) -> Tuple[Tensor, Tensor]:
@@ -35,20 +46,50 @@ def cutoff_envelope(d: Tensor, cutoff: float) -> Tuple[Tensor, Tensor]:
     return f, df
 
 
-def radial_basis(d: Tensor, cutoff: float, n_radial: int) -> Tuple[Tensor, Tensor]:
+def cosine_cutoff(d: Tensor, cutoff: float) -> Tuple[Tensor, Tensor]:
+    """Cosine cutoff f(d) and its derivative; arguments and results as in :func:`cutoff_envelope`."""
+    half = (0.5 * math.pi) * (1.0 - torch.clamp(d / cutoff, max=1.0))  # (1 + cos y) / 2 = sin^2((pi - y) / 2), exactly zero from rc on
+    sine, cosine = torch.sin(half), torch.cos(half)
+    return sine * sine, sine * cosine * (-math.pi / cutoff)
+
+
+def gaussian_rows(cutoff: float, n_radial: int) -> Tensor:
+    """The Gaussians of a new model: centres from 0 to the cutoff, their distance as the width.
+
+    Returns:
+        [n_radial + 1, 2] float64: centre in Angstrom and inverse width in 1/Angstrom. The last row, zeros, is a Gaussian that is one
+        everywhere: that of the bias.
+    """
+    spacing = cutoff / max(1, n_radial - 1)
+    rows = torch.zeros(n_radial + 1, 2, dtype=torch.float64)
+    rows[:-1, 0] = spacing * torch.arange(n_radial)
+    rows[:-1, 1] = 1.0 / spacing
+    return rows
+
+
+def radial_basis(
+    d: Tensor, cutoff: float, cutoff_function: str, n_radial: int, gaussians: Optional[Tensor]
+) -> Tuple[Tensor, Tensor]:
     """Rows B(d) of the radial basis, times the cutoff function, and their derivative.
 
     Args:
         d: distances [E] in Angstrom, all > 0.
         cutoff: radius rc in Angstrom.
-        n_radial: number K of sine functions.
+        cutoff_function: one of CUTOFF_FUNCTIONS.
+        n_radial: number K of radial functions.
+        gaussians: [K + 1, 2] as :func:`gaussian_rows` makes them; None: Bessel functions.
 
     Returns:
         B [E, K + 1] and dB/dd [E, K + 1]; the last column is the cutoff function itself.
     """
-    n = torch.arange(1, n_radial + 1, dtype=d.dtype, device=d.device) * (math.pi / cutoff)
     d = d.unsqueeze(-1)
-    f, df = cutoff_envelope(d, cutoff)
+    f, df = cosine_cutoff(d, cutoff) if cutoff_function == "cosine" else cutoff_envelope(d, cutoff)
+    if gaussians is not None:
+        steepness = gaussians[:, 1].to(d.dtype)
+        x = (d - gaussians[:, 0].to(d.dtype)) * steepness
+        bell = torch.exp(-0.5 * x * x)
+        return bell * f, bell * (df - x * steepness * f)
+    n = torch.arange(1, n_radial + 1, dtype=d.dtype, device=d.device) * (math.pi / cutoff)
     sine, cosine = torch.sin(n * d) / d, torch.cos(n * d)
     basis = torch.cat([sine * f, f], dim=-1)
     slope = torch.cat([(n * cosine - sine) / d * f + sine * df, df], dim=-1)

@@ -43,9 +43,26 @@ def first_wave(x):
 
 
 @triton.jit
+def cosine_cutoff(x):
+    """Cosine cutoff f(x) and df/dx on [0, 1] (filter.cosine_cutoff)."""
+    sine, cosine = first_wave(0.5 * (1.0 - x))
+    return sine * sine, -3.141592653589793 * sine * cosine
+
+
+@triton.jit
 def next_wave(sine, cosine, sine_1, cosine_1):
     """sin and cos of an angle, from those of the angle less the first one and of the first one."""
     return sine * cosine_1 + cosine * sine_1, cosine * cosine_1 - sine * sine_1
+
+
+@triton.jit
+def gaussian_of(k: tl.constexpr, gaussians, d, f, df):
+    """Row k of a radial basis of Gaussians and its derivative, f32 (filter.radial_basis), from d in float64, and the cutoff's f and
+    df/dd. A difference of distances keeps its digits in float64 alone; what the exponential makes of it needs no more than float32."""
+    steepness = tl.load(gaussians + 2 * k + 1)
+    x = ((d - tl.load(gaussians + 2 * k)) * steepness).to(tl.float32)
+    bell = tl.exp(-0.5 * x * x)
+    return bell * f, bell * (df - x * steepness.to(tl.float32) * f)
 
 
 @triton.jit
@@ -81,14 +98,15 @@ def store_halves(rows, values, mask, KB: tl.constexpr):
 @triton.jit
 def radial(
     counts, species, edge_count, neighbors, geometry, distance, cutoff, pair_table, basis, slope, moments, repulsion_energy,
-    repulsion_slope, edge_capacity, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr,
-    BE: tl.constexpr,
+    repulsion_slope, edge_capacity, gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr,
+    BE: tl.constexpr, COSINE: tl.constexpr,
 ):
     """Everything of a row that depends on distances and elements alone.
 
     basis, slope: f16 [edges, 2 KB], B(d) and dB/dd as pairs of halves. moments: f32 [local, 4 SKP], sums over neighbours of
-    element z of B_k (1, u_x, u_y, u_z) at [a, z K + k]. repulsion_energy: f64 [local], repulsion_slope: f32 [edges]. KB and
-    ROWS: K and 4 S rounded up to a power of two, at least 16.
+    element z of B_k (1, u_x, u_y, u_z) at [a, z K + k]. repulsion_energy: f64 [local], repulsion_slope: f32 [edges]. gaussians:
+    f64 [K, 2] (filter.gaussian_rows), None for Bessel functions. KB and ROWS: K and 4 S rounded up to a power of two, at least 16.
+    COSINE: the cutoff function is the cosine, not the polynomial.
 
     One edge a thread, which turns its sine and cosine from one multiple of the angle to the next in float64.
     """
@@ -126,7 +144,10 @@ def radial(
         tl.store(repulsion_slope + e, tl.where(close, derivative, 0.0).to(tl.float32), mask=inside)
 
         x = tl.minimum(d * scale, 1.0)
-        f64, df64 = envelope(x)
+        if COSINE:
+            f64, df64 = cosine_cutoff(x)
+        else:
+            f64, df64 = envelope(x)
         f, df, inverse = f64.to(tl.float32), (df64 * scale).to(tl.float32), inverse64.to(tl.float32)
         sine_1, cosine_1 = first_wave(x)
         sine, cosine = sine_1, cosine_1
@@ -134,8 +155,11 @@ def radial(
         for m in tl.static_range(KB):
             one, one_slope = f * 0.0, f * 0.0
             if m < K:
-                one, one_slope = basis_of(m, K, sine, cosine, inverse, f, df, wave)
-                sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+                if gaussians is None:
+                    one, one_slope = basis_of(m, K, sine, cosine, inverse, f, df, wave)
+                    sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+                else:
+                    one, one_slope = gaussian_of(m, gaussians, d, f, df)
             b, db = b + (one,), db + (one_slope,)
         at = e[:, None] * (2 * KB) + k[None, :]
         hi, lo = store_halves(basis + at, tl.reshape(stack(b), (BE, KB)), inside[:, None], KB)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, store_hidden, weights
-from .filter_triton import basis_of, envelope, first_wave, next_wave
+from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave
 from .launch_triton import previous_kernel
 from .update_triton import load_sum, load_vector
 
@@ -326,12 +326,12 @@ def message_first_backward(
 @triton.jit
 def edge_gradient(
     counts, species, edge_count, neighbors, geometry, distance, cutoff, g_moments, pair_gradient, repulsion_slope, gradient,
-    edge_capacity, K: tl.constexpr, SKP: tl.constexpr, SLICES: tl.constexpr, BE: tl.constexpr,
+    edge_capacity, gaussians, K: tl.constexpr, SKP: tl.constexpr, SLICES: tl.constexpr, BE: tl.constexpr, COSINE: tl.constexpr,
 ):
     """gradient f32 [edges, 4]: dE/dr of every edge of local rows: first layer, repulsion, and what message_backward collected.
 
-    SLICES: of pair_gradient, 0 if there is one message layer only. One edge a thread, which makes its radial basis again: that
-    takes less time than to read it.
+    SLICES: of pair_gradient, 0 if there is one message layer only. gaussians, COSINE: as in filter_triton.radial. One edge a thread,
+    which makes its radial basis again: that takes less time than to read it.
     """
     i = tl.program_id(0)
     n_local, n, scale = tl.load(counts), tl.load(edge_count + i), 1.0 / tl.load(cutoff)
@@ -355,15 +355,21 @@ def edge_gradient(
             from_0, from_2 = tl.split(odd)
             g_d, g_0, g_1, g_2 = g_d + from_d, from_0, from_1, from_2
         x = tl.minimum(d * scale, 1.0)
-        f64, df64 = envelope(x)
+        if COSINE:
+            f64, df64 = cosine_cutoff(x)
+        else:
+            f64, df64 = envelope(x)
         f, df, inverse = f64.to(tl.float32), (df64 * scale).to(tl.float32), 1.0 / d.to(tl.float32)
         sine_1, cosine_1 = first_wave(x)
         sine, cosine = sine_1, cosine_1
         previous_kernel()
         m = g_moments + i.to(tl.int64) * (4 * SKP) + z * K
         for k in tl.static_range(K):
-            b, db = basis_of(k, K, sine, cosine, inverse, f, df, wave)
-            sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+            if gaussians is None:
+                b, db = basis_of(k, K, sine, cosine, inverse, f, df, wave)
+                sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+            else:
+                b, db = gaussian_of(k, gaussians, d, f, df)
             m_1, m_2, m_3 = tl.load(m + SKP + k), tl.load(m + 2 * SKP + k), tl.load(m + 3 * SKP + k)
             g_d += db * (tl.load(m + k) + u_0 * m_1 + u_1 * m_2 + u_2 * m_3)
             g_0 += b * m_1

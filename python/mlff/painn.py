@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .core import NO_GRADE
 from .extrapolation import Extrapolation
 from .files import replacing
-from .filter import radial_basis
+from .filter import CUTOFF_FUNCTIONS, RADIAL_BASES, gaussian_rows, radial_basis
 from .message import (
     message,
     message_backward,
@@ -35,6 +35,7 @@ from .repulsion import repulsion, zbl_pair_table
 from .update import update, update_backward
 
 CHECKPOINT_VERSION = 1
+DOUBLE = ("shift", "gaussians")  # tensors of a model that are kept in float64
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class PaiNNConfig:
         cutoff: radius of a message in Angstrom.
         norm_epsilon: the length of a vector p is sqrt(p^2 + epsilon) (update.py). Where symmetry makes vectors vanish, as it does in a
             perfect crystal, a length has a kink, and the potential with it: epsilon rounds it off. SchNetPack has 1e-8.
-        repulsion_range: where the repulsion of nuclei has faded out, in sums of two covalent radii (repulsion.py).
+        repulsion_range: where the repulsion of nuclei has faded out, in sums of two covalent radii (repulsion.py). 0: there is none.
+        radial_basis: "bessel" or "gaussian" (filter.py).
+        cutoff_function: "polynomial" or "cosine" (filter.py).
     """
 
     species: List[str] = field(default_factory=lambda: ["H", "C", "O"])
@@ -59,6 +62,8 @@ class PaiNNConfig:
     cutoff: float = 5.0
     norm_epsilon: float = 1e-2
     repulsion_range: float = 0.7
+    radial_basis: str = "bessel"
+    cutoff_function: str = "polynomial"
 
     def __post_init__(self):
         unknown = [x for x in self.species if NUMBER_OF_SYMBOL.get(x, 0) < 1]
@@ -66,9 +71,12 @@ class PaiNNConfig:
             raise ValueError(f"PaiNNConfig.species must be distinct chemical symbols, got {self.species}")
         if self.features < 16 or self.features % 16:
             raise ValueError(f"PaiNNConfig.features must be a positive multiple of 16, got {self.features}")
-        if self.layers < 1 or self.n_radial < 1 or not all(x > 0 for x in (self.cutoff, self.norm_epsilon, self.repulsion_range)):
-            limits = "layers >= 1, n_radial >= 1, cutoff > 0, norm_epsilon > 0 and repulsion_range > 0"
+        if self.layers < 1 or self.n_radial < 1 or not (self.cutoff > 0 and self.norm_epsilon > 0 and self.repulsion_range >= 0):
+            limits = "layers >= 1, n_radial >= 1, cutoff > 0, norm_epsilon > 0 and repulsion_range >= 0"
             raise ValueError(f"PaiNNConfig needs {limits}, got {self}")
+        for name, known in (("radial_basis", RADIAL_BASES), ("cutoff_function", CUTOFF_FUNCTIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"PaiNNConfig.{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
 
     @property
     def atomic_numbers(self) -> List[int]:
@@ -89,6 +97,8 @@ class PaiNN(nn.Module):
     """The energy model. Weights multiply from the right (x @ w), so w has the shape [in, out].
 
     Attributes:
+        gaussians: [n_radial + 1, 2] float64, the Gaussians of the radial basis (filter.gaussian_rows), which are not trained; None if
+            it is of Bessel functions.
         extrapolation: parameters of the extrapolation grade (extrapolation.py), which are fitted after the weights; None without.
     """
 
@@ -108,6 +118,7 @@ class PaiNN(nn.Module):
             self.layers.append(layer)
         self.readout = nn.ParameterDict({"w1": _dense(f, f // 2), "b1": _zeros(f // 2), "w2": _dense(f // 2), "b2": _zeros()})
         self.register_buffer("shift", torch.zeros(s, dtype=torch.float64))
+        self.register_buffer("gaussians", gaussian_rows(config.cutoff, k) if config.radial_basis == "gaussian" else None)
         self.register_buffer("pair_table", zbl_pair_table(torch.tensor(config.atomic_numbers), config.repulsion_range), persistent=False)
         index_of_number = torch.full((120,), -1, dtype=torch.long)
         index_of_number[config.atomic_numbers] = torch.arange(s)
@@ -132,7 +143,7 @@ class PaiNN(nn.Module):
         edge_vectors = edge_vectors.to(torch.float64)
         d64 = torch.linalg.vector_norm(edge_vectors, dim=-1)
         unit = (edge_vectors / d64.unsqueeze(-1)).to(dtype)
-        basis, _ = radial_basis(d64.to(dtype), config.cutoff, config.n_radial)
+        basis, _ = radial_basis(d64.to(dtype), config.cutoff, config.cutoff_function, config.n_radial, self.gaussians)
         for index, layer in enumerate(self.layers):
             if index == 0:
                 x_species = source_features(self.embedding, **layer.source)
@@ -155,11 +166,13 @@ class PaiNN(nn.Module):
             energies [N] in eV, float64, shifts and repulsion included.
         """
         species = self.species_index(atomic_numbers)
-        d64 = torch.linalg.vector_norm(edge_vectors.to(torch.float64), dim=-1)
-        pair_energy, _ = repulsion(d64, self.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
         s = self.scalar_features(atomic_numbers, edges, edge_vectors)
         energy = readout(s, **self.readout).to(torch.float64) + self.shift[species].to(torch.float64)
-        return energy.index_add(0, edges[0], pair_energy)
+        if self.config.repulsion_range > 0:
+            d64 = torch.linalg.vector_norm(edge_vectors.to(torch.float64), dim=-1)
+            pair_energy, _ = repulsion(d64, self.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
+            energy = energy.index_add(0, edges[0], pair_energy)
+        return energy
 
     def extrapolation_grade(self, atomic_numbers: Tensor, edges: Tensor, edge_vectors: Tensor) -> Tensor:
         """Extrapolation grades [N] (extrapolation.py); arguments as in :meth:`forward`. ValueError for a model without."""
@@ -182,7 +195,7 @@ def energy_and_gradient(model: PaiNN, atomic_numbers: Tensor, edges: Tensor, edg
     d64 = torch.linalg.vector_norm(edge_vectors, dim=-1)
     unit64 = edge_vectors / d64.unsqueeze(-1)
     unit, d = unit64.to(dtype), d64.to(dtype)
-    basis, slope = radial_basis(d, config.cutoff, config.n_radial)
+    basis, slope = radial_basis(d, config.cutoff, config.cutoff_function, config.n_radial, model.gaussians)
     inputs: List[Tuple[Tensor, ...]] = []
     q_s = q_v = s = v = torch.empty(0)
     for index, layer in enumerate(model.layers):
@@ -195,12 +208,13 @@ def energy_and_gradient(model: PaiNN, atomic_numbers: Tensor, edges: Tensor, edg
             s_mid, v_mid = message(x, v, s, edges, unit, basis, layer.filter)
             inputs.append((s_mid, v_mid, x, v, s))
         s, v = update(s_mid, v_mid, **layer.update, epsilon=config.norm_epsilon)
-    pair_energy, pair_slope = repulsion(d64, model.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
-    energy = (readout(s, **model.readout).to(torch.float64) + model.shift[species].to(torch.float64)).index_add(0, edges[0], pair_energy)
+    energy, gradient = readout(s, **model.readout).to(torch.float64) + model.shift[species].to(torch.float64), torch.zeros_like(unit64)
+    if config.repulsion_range > 0:
+        pair_energy, pair_slope = repulsion(d64, model.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
+        energy, gradient = energy.index_add(0, edges[0], pair_energy), pair_slope.unsqueeze(-1) * unit64
 
     r = model.readout
     g_s, g_v = readout_backward(s, r["w1"], r["b1"], r["w2"]), torch.zeros_like(v)
-    gradient = pair_slope.unsqueeze(-1) * unit64
     for index in range(config.layers - 1, -1, -1):
         layer = model.layers[index]
         g_s, g_v = update_backward(g_s, g_v, *inputs[index][:2], **layer.update, epsilon=config.norm_epsilon)
@@ -229,8 +243,9 @@ def forces_and_virial(gradient: Tensor, edges: Tensor, edge_vectors: Tensor, n_a
 
 
 def save_checkpoint(model: PaiNN, path) -> None:
-    """Writes weights (float32, shifts float64) and configuration to a safetensors file, whole or not at all (OSError)."""
-    tensors = {k: t.detach().cpu().to(torch.float64 if k == "shift" else torch.float32).contiguous() for k, t in model.state_dict().items()}
+    """Writes weights (float32, shifts and Gaussians float64) and configuration to a safetensors file, whole or not at all (OSError)."""
+    dtypes = dict.fromkeys(DOUBLE, torch.float64)
+    tensors = {k: t.detach().cpu().to(dtypes.get(k, torch.float32)).contiguous() for k, t in model.state_dict().items()}
     header = {"architecture": "painn", "version": CHECKPOINT_VERSION, "config": asdict(model.config)}
     with replacing(path) as unfinished:
         save_file(tensors, str(unfinished), metadata={"mlff": json.dumps(header)})

@@ -36,7 +36,9 @@ def cpu_plan(config: PaiNNConfig, grade: bool = False) -> Plan:
     plan = Plan()
     for name in ("basis", "slope"):
         plan.buffer(name, "edges", config.n_radial + 1)
-    plan.stage("radial_basis", ["distance", "cutoff", "basis", "slope"])
+    gaussians = ["gaussians"] if config.radial_basis == "gaussian" else []
+    kernel = "radial_basis" + ("_gaussian" if gaussians else "") + ("_cosine" if config.cutoff_function == "cosine" else "")
+    plan.stage(kernel, ["distance", "cutoff", *gaussians, "basis", "slope"])
 
     for layer in range(n):
         w = f"layers.{layer}."
@@ -54,7 +56,8 @@ def cpu_plan(config: PaiNNConfig, grade: bool = False) -> Plan:
         plan.stage("update", [s_mid, v_mid, *weights, s, v, *kept])
     readout = [f"readout.{p}" for p in ("w1", "b1", "w2", "b2")]
     plan.stage("readout", [f"s{n - 1}", "species", *readout, "shift", "atom_energy"])
-    plan.stage("repulsion", ["species", *EDGE, "distance", "pair_table", "atom_energy"])
+    if config.repulsion_range > 0:
+        plan.stage("repulsion", ["species", *EDGE, "distance", "pair_table", "atom_energy"])
 
     g = plan.buffer("g", "total", 4 * f)
     if n > 1:
@@ -72,7 +75,8 @@ def cpu_plan(config: PaiNNConfig, grade: bool = False) -> Plan:
             plan.stage("message_backward", [g, f"x{layer}", w + "filter", *geometry, "g_x", "gradient"], backward=True)
             source = [w + f"source.{p}" for p in ("w1", "b1", "w2")]
             plan.stage("source_features_backward", ["g_x", f"s{layer - 1}", *source, g], backward=True)
-    plan.stage("repulsion_backward", ["species", *EDGE, "distance", "unit", "pair_table", "gradient"], backward=True)
+    if config.repulsion_range > 0:
+        plan.stage("repulsion_backward", ["species", *EDGE, "distance", "unit", "pair_table", "gradient"], backward=True)
     if grade:
         args = [f"s{n - 1}", "species", "extrapolation.projection", "extrapolation.environments", "grade"]
         plan.grade.append({"kernel": "extrapolation", "pass": "forward", "args": args})
@@ -286,11 +290,14 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         return launch(function, ["local", schedule.tile, f // CHANNELS], 1, suffix, **constants)
 
     narrow, wide = schedule.products, schedule.wide
+    # Gaussians are a tensor of the payload; None, which is a constant of the kernel, stands for Bessel functions.
+    gaussians = ["gaussians"] if config.radial_basis == "gaussian" else []
+    of_basis = {"COSINE": config.cutoff_function == "cosine", **({} if gaussians else {"gaussians": None})}
     radial = launch(filter_triton.radial, ["local", 1, 1], schedule.edge_warps, S=sizes.species, K=sizes.basis, KB=sizes.basis_block, SKP=sk,
-                    ROWS=power_of_two(4 * sizes.species, 16), BE=schedule.edges)
+                    ROWS=power_of_two(4 * sizes.species, 16), BE=schedule.edges, **of_basis)
     rows = ["edge_count", "neighbors", "geometry"]
     add(radial, ["counts", "species", *rows, "distance", "cutoff", "pair_table", "basis", "slope", "moments", "repulsion_energy", "repulsion_slope",
-                 "edge_capacity"])
+                 "edge_capacity", *gaussians])
     first = product_kernel(message_triton.message_first, narrow, width=10 * f, SKP=sk, BK=min(64, sk & -sk))
     mix = product_kernel(update_triton.update_mix, narrow, width=6 * f)
     update_hidden = product_kernel(update_triton.update_hidden, narrow, EPSILON=config.norm_epsilon)
@@ -335,7 +342,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     message_back = {last: message_kernel(message_triton.message_backward, "" if last else ".add", ADD=not last) for last in (True, False)}
     first_back = product_kernel(message_triton.message_first_backward, narrow, width=4 * sk, BN=min(32, sk & -sk), ONLY=n == 1, SKP=sk)
     gradient = launch(message_triton.edge_gradient, ["local", 1, 1], schedule.edge_warps, K=sizes.basis, SKP=sk,
-                      SLICES=f // CHANNELS if n > 1 else 0, BE=schedule.edges)
+                      SLICES=f // CHANNELS if n > 1 else 0, BE=schedule.edges, **of_basis)
     for layer in reversed(range(n)):
         w, last, pq = f"gpu.layers.{layer}.", layer == n - 1, f"pq{layer}"
         add(hidden_back[last], ["counts", "g0", pq, w + "update.w2", "g_hidden"], backward=True)
@@ -351,13 +358,13 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     w = "gpu.layers.0."
     add(first_back, ["counts", "g1", "g0", "g_pq", w + "q_s", w + "q_vpq", "g_moments"], backward=True)
     add(gradient, ["counts", "species", *rows, "distance", "cutoff", "g_moments", "pair_gradient" if n > 1 else "gradient", "repulsion_slope",
-                   "gradient", "edge_capacity"], backward=True)
+                   "gradient", "edge_capacity", *gaussians], backward=True)
     return stages
 
 
 def cuda_tensor_dtypes(config: PaiNNConfig) -> Dict[str, str]:
     """Names and dtypes of the tensors that the CUDA plan uses (mlff.export.cuda_tensors makes them): matrices are pairs of halves."""
-    names = {"cutoff": "f64", "pair_table": "f64", "shift": "f64", "gpu.embedding": "f32"}
+    names = {"cutoff": "f64", "gaussians": "f64", "pair_table": "f64", "shift": "f64", "gpu.embedding": "f32"}
     names.update({"gpu.projection": "f32", "gpu.environments": "f32"})  # if the model has extrapolation grades
     for layer in range(config.layers):
         w = f"gpu.layers.{layer}."

@@ -102,11 +102,14 @@ class PortableModel(nn.Module):
         weights = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
         self.payload = payload
         self.cutoff: float = header["cutoff"]
+        self.cutoff_function: str = header["config"]["cutoff_function"]
         self.n_radial: int = header["config"]["n_radial"]
+        self.repulsion_range: float = header["config"]["repulsion_range"]
         self.norm_epsilon: float = header["config"]["norm_epsilon"]
         self.n_layers: int = header["config"]["layers"]
         self.n_species: int = len(header["atomic_numbers"])
         self.n_atoms: int = -1 if atomic_numbers is None else len(atomic_numbers)
+        self.register_buffer("gaussians", weights.get("gaussians"))
         self.register_buffer("embedding", weights["embedding"])
         self.register_buffer("q_s", weights["layers.0.q_s"])
         self.register_buffer("q_v", weights["layers.0.q_v"])
@@ -137,7 +140,7 @@ class PortableModel(nn.Module):
         d64 = torch.linalg.vector_norm(r, dim=-1)
         unit64 = r / d64.unsqueeze(-1)
         unit, d = unit64.to(dtype), d64.to(dtype)
-        basis, slope = radial_basis(d, self.cutoff, self.n_radial)
+        basis, slope = radial_basis(d, self.cutoff, self.cutoff_function, self.n_radial, self.gaussians)
         s_in: List[Tensor] = []
         v_in: List[Tensor] = []
         s_mid: List[Tensor] = []
@@ -157,14 +160,15 @@ class PortableModel(nn.Module):
             s, v = update(
                 s, v, self.update_vu[k], self.update_w1[k], self.update_b1[k], self.update_w2[k], self.update_b2[k], self.norm_epsilon
             )
-        pair = self.pair_table[species[edges[0]] * self.n_species + species[edges[1]]]
-        pair_energy, pair_slope = repulsion(d64, pair)
         atom_energy = (
             readout(s, self.readout_w1, self.readout_b1, self.readout_w2, self.readout_b2).to(torch.float64) + self.shift[species]
         )
+        energy, gradient = atom_energy.sum(), torch.zeros_like(unit64)
+        if self.repulsion_range > 0.0:
+            pair_energy, pair_slope = repulsion(d64, self.pair_table[species[edges[0]] * self.n_species + species[edges[1]]])
+            energy, gradient = energy + pair_energy.sum(), pair_slope.unsqueeze(-1) * unit64
 
         g_s, g_v = readout_backward(s, self.readout_w1, self.readout_b1, self.readout_w2), torch.zeros_like(v)
-        gradient = pair_slope.unsqueeze(-1) * unit64
         for back in range(self.n_layers):
             k = self.n_layers - 1 - back
             g_s, g_v = update_backward(
@@ -189,7 +193,7 @@ class PortableModel(nn.Module):
             else:
                 g_edge = message_first_backward(g_s, g_v, self.q_s, self.q_v, species, edges, unit, d, basis, slope)
             gradient = gradient + g_edge.to(torch.float64)
-        return atom_energy.sum() + pair_energy.sum(), gradient
+        return energy, gradient
 
     def forward(self, positions: Tensor, boxvectors: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
         # Freezing drops what forward does not use, or folds it to a constant; this use of the payload keeps it in the file.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from reference import Results, neighbors_of, random_model, reference
+from reference import SCHNETPACK, Results, neighbors_of, random_model, reference
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.spatial.transform import Rotation
@@ -42,6 +42,26 @@ def autograd(model: PaiNN, atoms: Atoms) -> Results:
 def test_analytic_gradient_is_autograd(model, name):
     atoms = structure(name)
     assert_close(reference(model, atoms), autograd(model, atoms))
+
+
+@pytest.mark.parametrize("basis", ["bessel", "gaussian"])
+@pytest.mark.parametrize("cutoff_function", ["polynomial", "cosine"])
+def test_analytic_gradient_of_other_settings(basis, cutoff_function):
+    model = random_model(16, 2, **{**SCHNETPACK, "radial_basis": basis, "cutoff_function": cutoff_function})
+    for name in ("ethanol", "small_cell", "single_atom"):
+        assert_close(reference(model, structure(name)), autograd(model, structure(name)))
+
+
+def test_without_repulsion():
+    """Nothing is left of it, and all else is as it was."""
+    distant = Atoms("OH", positions=[[0, 0, 0], [1.5, 0, 0]])
+    without, with_ = random_model(16, 2, repulsion_range=0.0), random_model(16, 2)
+    assert_close(reference(without, distant), reference(with_, distant), 0)
+    without.readout["w2"].zero_()
+    without.readout["b2"].zero_()
+    close = reference(without, Atoms("OH", positions=[[0, 0, 0], [0.2, 0, 0]]))
+    np.testing.assert_array_equal(close.energies, without.shift[[2, 0]].numpy())
+    assert not close.forces.any() and not close.virial.any()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -201,9 +221,10 @@ def test_no_atoms(model):
     assert energies.shape == (0,) and gradient.shape == (0, 3)
 
 
-def test_force_loss_trains_every_weight():
+@pytest.mark.parametrize("settings", [{}, SCHNETPACK], ids=["default", "schnetpack"])
+def test_force_loss_trains_every_weight(settings):
     """A loss on forces needs second derivatives: they reach every parameter and agree with finite differences."""
-    model = random_model(16, 2).double().requires_grad_(True)
+    model = random_model(16, 2, **settings).double().requires_grad_(True)
     atoms = structure("ethanol")
     neighbors, numbers = neighbors_of(atoms, model.config.cutoff), torch.as_tensor(structure("ethanol").numbers)
 
@@ -247,7 +268,10 @@ def test_unknown_element(model):
         ({"cutoff": 0.0}, "cutoff > 0"),
         ({"norm_epsilon": 0.0}, "norm_epsilon > 0"),
         ({"norm_epsilon": float("nan")}, "norm_epsilon > 0"),
-        ({"repulsion_range": -0.7}, "repulsion_range > 0"),
+        ({"repulsion_range": -0.7}, "repulsion_range >= 0"),
+        ({"repulsion_range": float("nan")}, "repulsion_range >= 0"),
+        ({"radial_basis": "laguerre"}, "radial_basis must be bessel or gaussian, got 'laguerre'"),
+        ({"cutoff_function": "mollifier"}, "cutoff_function must be polynomial or cosine, got 'mollifier'"),
         ({"cutoff": float("nan")}, "cutoff > 0"),
     ],
 )
@@ -276,6 +300,12 @@ class TestCheckpoint:
         model.shift[0] = -13.123456789012345
         save_checkpoint(model.double(), tmp_path / "a.ckpt")
         assert load_checkpoint(tmp_path / "a.ckpt").shift[0].item() == -13.123456789012345
+
+    def test_gaussians_keep_double_precision(self, tmp_path):
+        model = random_model(16, 1, radial_basis="gaussian", n_radial=7)
+        model.gaussians[:-1] *= 1.123456789
+        save_checkpoint(model, tmp_path / "a.ckpt")
+        assert torch.equal(load_checkpoint(tmp_path / "a.ckpt").gaussians, model.gaussians)
 
     def test_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no checkpoint at .*none.ckpt"):
@@ -309,6 +339,7 @@ class TestCheckpoint:
             ({"config": {"n_radial": 7}}, "do not fit the configuration"),
             ({"config": {"species": ["H", "O"]}}, "do not fit the configuration"),
             ({"config": {"features": 17}}, "multiple of 16"),
+            ({"config": {"radial_basis": "gaussian"}}, "do not fit the configuration .*gaussians"),
             ({"config": {"colour": "blue"}}, "colour"),
         ],
         ids=str,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from plan_runner import PlanRunner
-from reference import random_model, reference
+from reference import SCHNETPACK, random_model, reference
 from structures import structure
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -42,9 +42,15 @@ def close(found, expected, name):
     np.testing.assert_allclose(found, expected, rtol=0, atol=RELATIVE * max(1e-3, np.abs(expected).max(initial=0)), err_msg=name)
 
 
-@pytest.mark.parametrize("name, schedule", [("ethanol", 0), ("small_cell", 1)])
-def test_every_stage(name, schedule):
-    model, atoms = random_model(32, 3), structure(name)
+@pytest.mark.parametrize("name, schedule, settings", [
+    ("ethanol", 0, {}),
+    ("small_cell", 1, {}),
+    ("ethanol", 1, SCHNETPACK),
+    ("small_cell", 0, {**SCHNETPACK, "radial_basis": "bessel", "n_radial": 20}),
+    ("ethanol", 0, {"radial_basis": "gaussian", "n_radial": 40}),
+], ids=["ethanol", "small_cell", "gaussian-cosine", "bessel-cosine", "gaussian-polynomial"])  # fmt: skip
+def test_every_stage(name, schedule, settings):
+    model, atoms = random_model(32, 3 if not settings else 2, **settings), structure(name)
     config, n, f = model.config, len(structure(name)), 32
     r = runner(model, atoms, schedule=schedule)
     r.compute(atoms.positions, atoms.cell.array, atoms.pbc)  # once before, so that nothing depends on buffers being zero
@@ -60,7 +66,7 @@ def test_every_stage(name, schedule):
     edges = torch.stack([i, j])
     unit, d = a["geometry"].cpu().double()[e, :3], a["distance"].cpu()[e]
     species = m.species_index(torch.from_numpy(atoms.numbers))
-    basis, slope = radial_basis(d, config.cutoff, config.n_radial)
+    basis, slope = radial_basis(d, config.cutoff, config.cutoff_function, config.n_radial, m.gaussians)
     reverse = a["slot"].cpu()[j * r.scalars["candidate_capacity"] + a["reverse"].cpu()[e].long()].long() + j * cap
     at = {int(x): k for k, x in enumerate(e)}
     reverse = torch.tensor([at[int(x)] for x in reverse])
@@ -89,7 +95,9 @@ def test_every_stage(name, schedule):
         if kernel == "radial":
             close(halves("basis"), basis, kernel)
             close(halves("slope"), slope, kernel)
-            energy, derivative = repulsion(d, m.pair_table[species[i], species[j]])
+            energy, derivative = torch.zeros_like(d), torch.zeros_like(d)
+            if config.repulsion_range > 0:
+                energy, derivative = repulsion(d, m.pair_table[species[i], species[j]])
             close(buffer("repulsion_energy"), torch.zeros(n, dtype=torch.float64).index_add(0, i, energy), kernel)
             close(a["repulsion_slope"].cpu()[e], derivative, kernel)
         elif kernel in ("message_first", "message"):
@@ -175,6 +183,11 @@ def test_whole_model(name, features, layers, search, schedule):
     model, atoms = random_model(features, layers), structure(name)
     r = runner(model, atoms, search, schedule, edge_capacity=128, candidate_capacity=2048 if search == "dense" else 256)
     check(r.compute(atoms.positions, atoms.cell.array, atoms.pbc), reference(model, atoms), len(atoms))
+
+
+def test_settings_of_schnetpack():
+    model, atoms = random_model(16, 2, **SCHNETPACK), structure("ethanol")
+    check(runner(model, atoms, "list", 1).compute(atoms.positions), reference(model, atoms), len(atoms))
 
 
 def test_energy_alone():

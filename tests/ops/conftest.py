@@ -24,7 +24,7 @@ def graph(request) -> SimpleNamespace:
     periodic = request.param == "crystal"
     edges, shifts, vectors = find_neighbors(positions, CUTOFF, torch.eye(3).numpy() * 2.5, [periodic] * 3)
     d = torch.linalg.vector_norm(vectors, dim=-1)
-    basis, slope = radial_basis(d, CUTOFF, N_RADIAL)
+    basis, slope = radial_basis(d, CUTOFF, "polynomial", N_RADIAL, None)
     return SimpleNamespace(
         n=n,
         species=torch.arange(n) % SPECIES,

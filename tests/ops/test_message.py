@@ -54,7 +54,7 @@ def test_source_features_backward(normal):
 def geometry(vectors):
     """Everything that depends on the edge vectors, so that autograd can differentiate by them."""
     d = torch.linalg.vector_norm(vectors, dim=-1)
-    basis, slope = radial_basis(d, CUTOFF, N_RADIAL)
+    basis, slope = radial_basis(d, CUTOFF, "polynomial", N_RADIAL, None)
     return d, vectors / d.unsqueeze(-1), basis, slope
 
 

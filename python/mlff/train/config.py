@@ -58,6 +58,8 @@ class ModelConfig(Section):
     cutoff: float = 5.0
     norm_epsilon: float = 1e-2
     repulsion_range: float = 0.7
+    radial_basis: str = "bessel"
+    cutoff_function: str = "polynomial"
 
 
 class FitConfig(Section):
