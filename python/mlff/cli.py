@@ -94,6 +94,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: the first GPU if there is one)')
     command.set_defaults(run=_train)
 
+    command = commands.add_parser("import", help="make a checkpoint for mlff-export out of a model of another program")
+    command.add_argument("program", choices=("schnetpack",), help="SchNetPack 2, which must be installed: pip install schnetpack")
+    command.add_argument("model", type=Path, help="its file best_model; it is a pickle, which may run any code: import only what you trust")
+    command.add_argument("-o", "--output", type=Path, required=True, help="checkpoint to write (.safetensors), with a record as JSON beside it")
+    command.add_argument("--elements", help="chemical symbols that it knows, as in H,C,O (default: those with an atomic reference in the model)")
+    command.add_argument("--energy-unit", default="eV", help="of the model: eV, Hartree, kcal/mol or kJ/mol (default: %(default)s)")
+    command.add_argument("--length-unit", default="Ang", help="of the model: Ang, Bohr or nm (default: %(default)s)")
+    command.set_defaults(run=_import)
+
     command = commands.add_parser("env", help='shell commands that let LAMMPS find the pair style: eval "$(mlff env)"')
     command.set_defaults(run=_env)
 
@@ -419,6 +428,19 @@ def _train(options: argparse.Namespace) -> int:
     for table in _record({"held_out_errors": record["held_out_errors"]}):
         Console().print(table)
     print(f"wrote {options.config.with_suffix('.safetensors')}, its record (.json) and its curves (.png)")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from .schnetpack import import_schnetpack
+
+    elements = options.elements.split(",") if options.elements else None
+    record = import_schnetpack(options.model, options.output, elements, options.energy_unit, options.length_unit)
+    energy, force = (record["imported"][f"largest_difference_of_{what}"] for what in ("energies", "forces"))
+    print(
+        f"wrote {options.output} for {' '.join(record['model']['species'])}, and its record (.json); largest differences from SchNetPack in"
+        f" float64, relative to the largest force: energies {energy:.1e}, forces {force:.1e}"
+    )
     return 0
 
 

@@ -37,6 +37,23 @@ def plan_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
     return tensors
 
 
+def pad_features(t: torch.Tensor, full: int, *shape: int) -> torch.Tensor:
+    """A weight with more features, filled up with zeros: they stay zero throughout the model.
+
+    Along each dimension of `shape` blocks of as many numbers as the model has features become blocks of `full` (those of the readout half
+    as many).
+    """
+    for axis, size in enumerate(shape):
+        if t.shape[axis] != size:
+            blocks = max(1, size // full)
+            parts = t.unflatten(axis, (blocks, -1))
+            wanted = [*parts.shape[: axis + 1], size // blocks, *parts.shape[axis + 2 :]]
+            grown = parts.new_zeros(wanted)
+            grown.narrow(axis + 1, 0, parts.shape[axis + 1]).copy_(parts)
+            t = grown.flatten(axis, axis + 1)
+    return t
+
+
 def cuda_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
     """Weights of a float64 model as the GPU kernels want them: padded to powers of two (mlff.plan.CudaSizes), matrices as pairs of halves
     (dense_triton.py).
@@ -50,18 +67,7 @@ def cuda_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
     full = sizes.features
 
     def padded(t: torch.Tensor, *shape: int) -> np.ndarray:
-        """To that shape: along each dimension blocks of as many numbers as the model has features become blocks of ``full`` (those of
-        the readout half as many)."""
-        t = t.detach()
-        for axis, size in enumerate(shape):
-            if t.shape[axis] != size:
-                blocks = max(1, size // full)
-                parts = t.unflatten(axis, (blocks, -1))
-                wanted = [*parts.shape[: axis + 1], size // blocks, *parts.shape[axis + 2 :]]
-                grown = parts.new_zeros(wanted)
-                grown.narrow(axis + 1, 0, parts.shape[axis + 1]).copy_(parts)
-                t = grown.flatten(axis, axis + 1)
-        return t.numpy()
+        return pad_features(t.detach(), full, *shape).numpy()
 
     def more_rows(t: torch.Tensor, rows: int) -> torch.Tensor:
         return torch.nn.functional.pad(t.detach(), (0, 0, 0, rows - len(t)))

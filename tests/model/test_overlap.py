@@ -79,8 +79,8 @@ class Accesses:
 def sequences():
     """Kernels in the order of an evaluation, each as (name, the plan's names of its parameters, accesses)."""
     known = {}
-    for layers in (1, 2, 3):
-        plan = cuda_plan(PaiNNConfig(species=["H", "O"], features=32, layers=layers))
+    for settings in ({"layers": 1}, {"layers": 2}, {"layers": 3}, {"radial_basis": "gaussian", "cutoff_function": "cosine"}):
+        plan = cuda_plan(PaiNNConfig(species=["H", "O"], features=32, **settings))
         d = plan.to_dict()
         for search in d["search"].values():
             for schedule in d["schedules"]:
