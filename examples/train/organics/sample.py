@@ -4,7 +4,6 @@
     python sample.py run molecules.npz md.npz --count 2000 --teacher       by dynamics, driven by AIMNet2
     python sample.py run molecules.npz md.npz --count 2000 --student a.safetensors
     python sample.py label scans.npz md.npz labelled.npz                   energies, forces and ensemble spread of AIMNet2
-    python sample.py pick labelled.npz picked.npz --student a.safetensors --count 8000
     python sample.py quench molecules.npz relaxed.npz --count 60           conformers of held-out molecules, relaxed
     python sample.py external external.npz                                 S22 and G2 of ASE
     python sample.py describe labelled.npz
@@ -33,10 +32,9 @@ from rich.progress import track
 
 from geometry import ELEMENTS, HELD_OUT, TRAINING, VALIDATION, Source, flown_apart, scans, side, starts
 from mlff.files import replacing
-from mlff.painn import load_checkpoint, read_record
-from mlff.train.data import batches, collate, element_shifts, make_graphs
+from mlff.painn import load_checkpoint
+from mlff.train.data import element_shifts
 from mlff.train.dynamics import AIMNet2, Batch, Compiled, Langevin, Potential, Student, relax, sample
-from mlff.train.fit import predict
 from mlff.train.frames import load, rounded, save
 from mlff.train.label import label
 from mlff.train.teachers import load_teacher
@@ -142,44 +140,6 @@ def make_labels(args) -> None:
     print(table(kept))
 
 
-def errors(frames: list[Atoms], checkpoint: Path, device: str) -> np.ndarray:
-    """Mean force error of a student in every frame [F], eV/Angstrom (norms of atoms' deviations)."""
-    model = load_checkpoint(checkpoint).to(device).requires_grad_(False)
-    graphs = make_graphs(frames, model.config.cutoff)
-    result = np.zeros(len(frames))
-    for members in progress(batches(graphs, 40000 if device == "cpu" else 500_000), "student"):
-        batch = collate([graphs[k] for k in members]).to(device)
-        with torch.no_grad():
-            forces = predict(model, batch)[1]
-        deviation = (forces - batch.forces).norm(dim=1)
-        mean = torch.zeros_like(batch.energy).index_add(0, batch.structure, deviation.to(batch.energy)) / batch.n_atoms
-        result[members] = mean.cpu().numpy()
-    return result
-
-
-def pick(args) -> None:
-    """Of the frames to train on those from which a student has most to learn, of the others as many by chance.
-
-    The chance of a frame is proportional to the student's error beyond the teacher's own spread: where the members of the
-    ensemble disagree a deviation says little.
-    """
-    frames = [atoms for path in args.source for atoms in load(path)]
-    rng = np.random.default_rng(args.seed)
-    error = errors(frames, args.student, args.device)
-    noise = np.array([atoms.arrays["force_spread"].mean() for atoms in frames])
-    excess = (error - noise).clip(1e-3)
-    trained = np.array([side(atoms.info["scaffold"]) == TRAINING for atoms in frames])
-    share = min(1.0, args.count / len(frames))
-    chosen = []
-    for members, chance in ((np.nonzero(trained)[0], excess[trained]), (np.nonzero(~trained)[0], np.ones((~trained).sum()))):
-        if len(members):
-            chosen += rng.choice(members, round(share * len(members)), replace=False, p=chance / chance.sum()).tolist()
-    save(args.target, [frames[k] for k in sorted(chosen)])
-    copy_record(args.source, args.target, picked=len(chosen), out_of=len(frames), student=args.student.name)
-    print(f"mean force error {1000 * error.mean():.0f} meV/A, of those picked {1000 * error[chosen].mean():.0f}")
-    print(table([frames[k] for k in chosen]))
-
-
 def quench(args) -> None:
     """Conformers of `count` held-out molecules, relaxed by AIMNet2 (dynamics with friction at 0 K), with its labels."""
     by_molecule: dict[str, list[Atoms]] = {}
@@ -221,16 +181,6 @@ def external(args) -> None:
         atoms.set_initial_magnetic_moments(None)
         atoms.info["scaffold"] = "external"
     save(args.target, [rounded(atoms) for atoms in frames])
-
-
-def copy_record(sources: list[Path], target: Path, **more) -> None:
-    """Beside `target` the record of the teacher, which must be the same for all sources; of a single source all of its record."""
-    records = [read_record(path) for path in sources]
-    if not records[0] or any(record.get("teacher") != records[0].get("teacher") for record in records):
-        raise SystemExit(f"expected labels of one teacher, with their records: {' '.join(map(str, sources))}")
-    record = records[0] if len(sources) == 1 else {"teacher": records[0]["teacher"], "files": [path.name for path in sources]}
-    with replacing(target.with_suffix(".json")) as unfinished:
-        unfinished.write_text(json.dumps({**record, **more}, indent=2) + "\n")
 
 
 def table(frames: list[Atoms]) -> str:
@@ -304,9 +254,6 @@ def main() -> None:
     p.add_argument("--max-force", type=float, default=30.0, help="eV/Angstrom; frames above it are left out")
     p.add_argument("--max-spread", type=float, default=4.0, help="eV/Angstrom, of any atom; frames above it are left out")
     p.add_argument("--max-pairs", type=int, default=0, help="pairs of atoms at once, 20 kB each; 0: as the teacher says")
-    p = command("pick", pick, "+")
-    p.add_argument("--student", type=Path, required=True)
-    p.add_argument("--count", type=int, default=8000)
     p = command("quench", quench, "1")
     p.add_argument("--count", type=int, default=60, help="molecules")
     p.add_argument("--steps", type=int, default=1500)
