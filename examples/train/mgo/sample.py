@@ -1,6 +1,6 @@
 """Sampling of MgO: frames by geometry, and molecular dynamics in which the cell may move.
 
-    python sample.py scans scans0.extxyz --count 900                          frames by geometry
+    python sample.py scans scans0.extxyz --count 900                          frames by geometry; --kinds: only these
     python sample.py run a.pt candidates1.extxyz --count 60                   dynamics with a model.pt of mlff-export
     python sample.py pick candidates1.extxyz round1.extxyz --models a.pt b.pt --count 300   those on which two students differ most
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 from ase import Atoms, units
@@ -27,8 +28,9 @@ from mlff.train import data
 SPLIT = {"validation": 0.05, "held_out": 0.1, "seed": 1}  # as in mgo.yaml
 A = 4.25  # Angstrom, the teacher's lattice constant
 # The teacher's own repulsion has holes: in the crystal it attracts Mg to O below 1.0, Mg to Mg below 1.1, and two bare Mg
-# below 1.2 Angstrom. No frame goes where it does not repel; the student's own repulsion (ZBL) takes over there.
-CLOSEST = {("Mg", "Mg"): 1.5, ("Mg", "O"): 1.2, ("O", "O"): 1.0}  # Angstrom
+# below 1.2 Angstrom. No frame goes where it does not repel; the student's own repulsion (ZBL) takes over there. It begins
+# at 0.92 Angstrom between two O, so that far the data must go.
+CLOSEST = {("Mg", "Mg"): 1.5, ("Mg", "O"): 1.2, ("O", "O"): 0.85}  # Angstrom
 SHARES = {  # of the frames by geometry
     "phonon": 0.15, "displaced": 0.16, "volume": 0.12, "strained": 0.16, "vacancy": 0.10, "frenkel": 0.04, "surface": 0.11,
     "contact": 0.05, "disordered": 0.04, "polymorph": 0.04, "pair": 0.03,
@@ -180,11 +182,11 @@ def scan(kind: str, rng: np.random.Generator) -> Atoms:
     raise ValueError(f"unknown kind {kind!r}, expected one of {', '.join(SHARES)}")
 
 
-def scans(count: int, prefix: str, rng: np.random.Generator) -> list[Atoms]:
-    """About `count` frames by SHARES, in random order, each a group of its own."""
-    frames = []
-    for kind, share in SHARES.items():
-        for k in range(round(share * count)):
+def scans(count: int, prefix: str, rng: np.random.Generator, kinds: Sequence[str] = tuple(SHARES)) -> list[Atoms]:
+    """About `count` frames of these kinds by SHARES, in random order, each a group of its own."""
+    frames, total = [], sum(SHARES[kind] for kind in kinds)
+    for kind in kinds:
+        for k in range(round(SHARES[kind] / total * count)):
             atoms = scan(kind, rng)
             while too_close(atoms):
                 atoms = scan(kind, rng)
@@ -194,7 +196,7 @@ def scans(count: int, prefix: str, rng: np.random.Generator) -> list[Atoms]:
 
 
 def make_scans(args) -> None:
-    frames = scans(args.count, args.prefix, np.random.default_rng(args.seed))
+    frames = scans(args.count, args.prefix, np.random.default_rng(args.seed), args.kinds)
     write(args.target, frames)
     print(table(frames))
 
@@ -316,7 +318,8 @@ def main() -> None:
             p.add_argument("--device", default="cpu")
         return p
 
-    command("scans", make_scans, 900, "scan")
+    p = command("scans", make_scans, 900, "scan")
+    p.add_argument("--kinds", nargs="+", choices=SHARES, default=list(SHARES), help="of the frames (default: all)")
     p = command("run", run, 60, "run")
     p.add_argument("--temperatures", type=float, nargs=2, default=(300.0, 3000.0), help="K")
     p.add_argument("--frames", type=int, default=10, help="of a system")
