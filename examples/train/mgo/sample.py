@@ -131,9 +131,10 @@ def squeeze(atoms: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def pair(rng: np.random.Generator) -> Atoms:
-    """Two bare atoms in open space, up to 5 Angstrom apart: what a student's repulsion is asked for beyond the crystal."""
+    """Two bare atoms in open space, up to 5 Angstrom apart, most of them close: where a student's repulsion is asked for."""
     symbols = sorted(CLOSEST)[rng.integers(len(CLOSEST))]
-    return Atoms(symbols, [[0, 0, 0], [0, 0, rng.uniform(CLOSEST[symbols], 5.0)]])
+    closest = CLOSEST[symbols]
+    return Atoms(symbols, [[0, 0, 0], [0, 0, closest + (5.0 - closest) * rng.uniform() ** 2]])
 
 
 def too_close(atoms: Atoms) -> bool:
