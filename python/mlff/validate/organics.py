@@ -225,10 +225,7 @@ def beyond_bond(atoms: Atoms, a: int, b: int) -> list[int]:
 
 
 def frequencies(atoms: Atoms, job: Job, step: float = 0.01) -> np.ndarray:
-    """Harmonic frequencies in cm^-1, ascending, imaginary ones as negative numbers; translations and rotations are projected out.
-
-    The Hessian is the central difference of forces in steps of ``step`` Angstrom.
-    """
+    """Harmonic frequencies in cm^-1 (wavenumbers) out of central differences of forces in steps of ``step`` Angstrom."""
     n = len(atoms)
     hessian = np.zeros((3 * n, 3 * n))
     for k in range(3 * n):
@@ -237,6 +234,15 @@ def frequencies(atoms: Atoms, job: Job, step: float = 0.01) -> np.ndarray:
             moved.set_constraint()
             moved.positions.flat[k] += sign * step
             hessian[k] -= sign * job.single_point(moved)[1].ravel() / (2 * step)
+    return wavenumbers(atoms, hessian)
+
+
+def wavenumbers(atoms: Atoms, hessian: np.ndarray) -> np.ndarray:
+    """Harmonic frequencies in cm^-1, ascending, imaginary ones as negative numbers; translations and rotations are projected out.
+
+    ``hessian`` [3N, 3N] in eV/Angstrom^2, symmetric but for its errors.
+    """
+    n = len(atoms)
     root = np.repeat(np.sqrt(atoms.get_masses()), 3)
     hessian = (hessian + hessian.T) / 2 / np.outer(root, root)
     x = atoms.positions - atoms.get_center_of_mass()
