@@ -120,7 +120,9 @@ def main():
         folder = Path(folder)
         export(args.model, folder / "model.pt", architectures=architectures(args.device))
         atoms = ase.io.read(args.structure) if args.structure else water_box(args.molecules)
-        if not atoms.pbc.all():
+        if atoms.pbc.any() and not atoms.pbc.all():
+            raise SystemExit(f"{args.structure}: expected three periodic directions or none, got pbc {atoms.pbc.tolist()}")
+        if not atoms.pbc.any():
             atoms.center(vacuum=10.0)
             atoms.pbc = True
         step, energy, temperature, seconds = {"lammps": run_lammps, "openmm": run_openmm}[args.engine](folder, atoms, args)
@@ -132,7 +134,8 @@ def main():
     fit = linregress([picoseconds[b].mean() for b in blocks], [energy[b].mean() for b in blocks])
     results = {
         "environment": environment("torch", "lammps", "openmm", "mlff", device=args.device), "model": args.model, "sha256": sha256,
-        "formula": atoms.get_chemical_formula(), "engine": args.engine, "device": args.device, "atoms": len(atoms), "steps": args.steps, "ms_per_step": 1e3 * seconds / args.steps,
+        "formula": atoms.get_chemical_formula(), "engine": args.engine, "device": args.device, "atoms": len(atoms), "steps": args.steps,
+        "ms_per_step": 1e3 * seconds / args.steps,
         "picoseconds": float(picoseconds[-1]), "timestep_fs": 1e3 * TIME_STEP, "temperature_K_mean": float(temperature.mean()),
         "temperature_K_by_quarter": [float(q.mean()) for q in np.array_split(temperature, 4)],
         "drift_meV_per_atom_per_ns": 1e3 * float(fit.slope), "drift_standard_error": 1e3 * float(fit.stderr),
