@@ -14,7 +14,7 @@ SHIFTS = {"H": -13.6, "C": -1029.5, "O": -2041.3}  # eV: as large as those of re
 
 
 # All settings that a model of SchNetPack has and a new one of ours has not.
-SCHNETPACK = {"radial_basis": "gaussian", "cutoff_function": "cosine", "repulsion_range": 0.0, "norm_epsilon": 1e-8}
+SCHNETPACK = {"radial_basis": "gaussian", "cutoff_function": "cosine", "repulsion": False, "norm_epsilon": 1e-8}
 
 
 def random_model(features: int = 32, layers: int = 3, species=("H", "C", "O"), cutoff: float = 5.0, seed: int = 0, **settings) -> PaiNN:
@@ -24,9 +24,10 @@ def random_model(features: int = 32, layers: int = 3, species=("H", "C", "O"), c
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        # random weights have holes: with repulsion up to the length of a bond, dynamics do not fall into them
-        settings = {"n_radial": 12, "repulsion_range": 1.0, **settings}
+        settings = {"n_radial": 12, **settings}
         model = PaiNN(PaiNNConfig(species=list(species), features=features, layers=layers, cutoff=cutoff, **settings))
+        # random weights have holes: with repulsion nearly up to the length of a bond, dynamics do not fall into them
+        model.repulsion_radius *= 0.9 / 0.7
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim < 2:

@@ -123,6 +123,13 @@ def dense_cluster() -> Atoms:
     return Atoms([1, 6, 8] * 40, positions=sites * 2.0 + rng.normal(0, 0.05, (120, 3)))
 
 
+def pressed() -> Atoms:
+    """Ethanol at 0.85 of its size: its bonds lie where the network of a random model (reference.py) is being switched off."""
+    atoms = ethanol()
+    atoms.positions *= 0.85
+    return atoms
+
+
 STRUCTURES: Dict[str, Callable[[], Atoms]] = {
     f.__name__: f
     for f in (
@@ -140,6 +147,7 @@ STRUCTURES: Dict[str, Callable[[], Atoms]] = {
         on_faces,
         outside_cell,
         dense_cluster,
+        pressed,
     )
 }
 """Every structure with at least one atom, by name."""

@@ -131,7 +131,7 @@ KINDS = {
 def test_equals_schnetpack(kind, spk, network, save):
     theirs = network(**KINDS[kind])
     model = imported(save(theirs), "--elements", "O,H,C")
-    assert model.config.species == ["O", "H", "C"] and model.config.features == 32 and model.config.repulsion_range == 0
+    assert model.config.species == ["O", "H", "C"] and model.config.features == 32 and not model.config.repulsion
     for name in ("ethanol", "small_cell", "triclinic"):
         atoms = structure(name)
         energy, forces, stress = by_schnetpack(spk, theirs, atoms)

@@ -17,7 +17,7 @@ from structures import ethanol, water_dimer
 from mlff.painn import PaiNN, PaiNNConfig, load_checkpoint, save_checkpoint
 from mlff.train import config
 from mlff.train.config import FitConfig, read_config
-from mlff.train.data import Graphs, Pool, batches, collate, element_shifts, graph, make_graphs, read_frames, split
+from mlff.train.data import Graphs, Pool, batches, collate, element_shifts, graph, make_graphs, read_frames, shortest_distances, split
 from mlff.train.fit import errors, fit, mean_terms, predict, training_terms
 from mlff.train.frames import rounded, save
 from mlff.train.run import train
@@ -61,6 +61,18 @@ def test_batches_hold_every_graph_once(labelled):
     assert batch.has_stress.tolist() == [False, True, False]
     assert torch.equal(batch.structure[batch.edges[0]], batch.edge_structure)
     assert torch.equal(batch.structure[batch.edges[1]], batch.edge_structure)
+
+
+def test_shortest_distances(labelled):
+    """By hand of two structures, through a periodic image too; two elements that never meet have the cutoff."""
+    frames = [
+        with_labels(Atoms("HHO", positions=[[0, 0, 0], [0, 0, 0.8], [0, 0, 2.0]]), energy=0.0, forces=np.zeros((3, 3))),
+        with_labels(Atoms("OC", positions=[[0, 0, 0], [0, 0, 4.0]], cell=[9, 9, 5.5], pbc=True), energy=0.0, forces=np.zeros((2, 3))),
+    ]
+    index = PaiNN(PaiNNConfig(species=["O", "C", "H"], features=16)).index_of_number
+    shortest = shortest_distances(make_graphs(frames, 5.0), index, 5.0)
+    expected = torch.tensor([[5.0, 1.5, 1.2], [1.5, 5.0, 5.0], [1.2, 5.0, 0.8]], dtype=torch.float64)
+    torch.testing.assert_close(shortest, expected, rtol=0, atol=1e-12)
 
 
 def test_graphs_of_many_molecules_are_those_of_each(labelled):
@@ -271,6 +283,11 @@ def test_train_from_structures_to_a_checkpoint(tmp_path, monkeypatch):
     assert record["data"]["training"] + record["data"]["validation"] + record["data"]["held_out"] == 25
     assert record["held_out_errors"]["all"]["structures"] == record["data"]["held_out"] > 0
     assert whole.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    frames = read_frames([whole.with_name("sampled.lennardjones.extxyz")], "trajectory")
+    training = [frames[k] for k in split(frames, "trajectory", 0.2, 0.2, seed=3)[0]]
+    shortest = shortest_distances(make_graphs(training, 5.0), model.index_of_number, 5.0)
+    assert torch.equal(model.repulsion_radius, shortest)
+    assert record["repulsion_radius_A"]["H-O"] == pytest.approx(shortest[0, 2].item(), abs=1e-4)
 
     from mlff.train import run
 

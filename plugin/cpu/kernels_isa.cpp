@@ -22,6 +22,7 @@ KernelTable kernels() {
       {"radial_basis_cosine", MLFF_RADIAL "> " MLFF_BASIS, radial_basis<cosine_cutoff>},
       {"radial_basis_gaussian", MLFF_RADIAL "gaussians:f64[K,2] > " MLFF_BASIS, radial_basis_gaussian<envelope>},
       {"radial_basis_gaussian_cosine", MLFF_RADIAL "gaussians:f64[K,2] > " MLFF_BASIS, radial_basis_gaussian<cosine_cutoff>},
+      {"switch_basis", "species:i32[total,1] " MLFF_LIST "distance:f64[edges,1] pair_table:f64[P,3] > " MLFF_BASIS, switch_basis},
       {"message_first",
        "embedding:f32[S,F] q_s:f32[SK,F] q_v:f32[SK,F] species:i32[total,1] " MLFF_LIST
        "unit:f32[edges,3] basis:f32[edges,K] > s:f32[local,F] v:f32[local,3F]",

@@ -1,4 +1,4 @@
-"""Radial basis, moments of the first layer and repulsion on the GPU (equations in filter.py, message.py and repulsion.py)."""
+"""Radial basis, moments of the first layer and short range on the GPU (equations in filter.py, message.py and repulsion.py)."""
 
 import triton
 import triton.language as tl
@@ -15,8 +15,17 @@ def envelope(x):
 
 
 @triton.jit
-def zbl(d, inverse, prefactor, inverse_length, radius):
-    """Half pair energy in eV and its derivative (repulsion.repulsion); inverse: 1 / d."""
+def switch(d, radius):
+    """What is left of the network, and its derivative (repulsion.switch); all of it where the radius is 0."""
+    width = tl.maximum(radius * 0.2, 1e-30)
+    t = tl.minimum(tl.maximum((radius - d) / width, 0.0), 1.0)
+    rest = 1.0 - t
+    return 1.0 - t * t * t * t * (35.0 - t * (84.0 - t * (70.0 - 20.0 * t))), 140.0 * t * t * t * rest * rest * rest / width
+
+
+@triton.jit
+def zbl(d, inverse, prefactor, inverse_length, w, dw):
+    """Half pair energy in eV and its derivative (repulsion.repulsion); inverse: 1 / d; w, dw: of switch."""
     phi = d * 0.0
     dphi = d * 0.0
     for term in tl.static_range(4):
@@ -25,9 +34,8 @@ def zbl(d, inverse, prefactor, inverse_length, radius):
         value = coefficient * tl.exp(-exponent * d)
         phi += value
         dphi -= exponent * value
-    f, df = envelope(d / radius)
     phi, dphi = prefactor * inverse * phi, prefactor * inverse * (dphi - inverse * phi)
-    return phi * f, dphi * f + phi * df / radius
+    return phi * (1.0 - w), dphi * (1.0 - w) - phi * dw
 
 
 @triton.jit
@@ -137,9 +145,10 @@ def radial(
         pair = pair_table + (z_i * S + tl.maximum(z_j, 0)) * 3
         radius = tl.load(pair + 2)
         close = inside & (d < radius)
-        value, derivative = d * 0.0, d * 0.0
+        value, derivative, w, dw = d * 0.0, d * 0.0, d * 0.0 + 1.0, d * 0.0
         if tl.max(close.to(tl.int32), 0) > 0:
-            value, derivative = zbl(d, inverse64, tl.load(pair), tl.load(pair + 1), radius)
+            w, dw = switch(d, radius)
+            value, derivative = zbl(d, inverse64, tl.load(pair), tl.load(pair + 1), w, dw)
         energy += tl.where(close, value, 0.0)
         tl.store(repulsion_slope + e, tl.where(close, derivative, 0.0).to(tl.float32), mask=inside)
 
@@ -148,7 +157,7 @@ def radial(
             f64, df64 = cosine_cutoff(x)
         else:
             f64, df64 = envelope(x)
-        f, df, inverse = f64.to(tl.float32), (df64 * scale).to(tl.float32), inverse64.to(tl.float32)
+        f, df, inverse = (w * f64).to(tl.float32), (w * df64 * scale + dw * f64).to(tl.float32), inverse64.to(tl.float32)
         sine_1, cosine_1 = first_wave(x)
         sine, cosine = sine_1, cosine_1
         b, db = (), ()

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, store_hidden, weights
-from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave
+from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
 from .launch_triton import previous_kernel
 from .update_triton import load_sum, load_vector
 
@@ -325,8 +325,8 @@ def message_first_backward(
 
 @triton.jit
 def edge_gradient(
-    counts, species, edge_count, neighbors, geometry, distance, cutoff, g_moments, pair_gradient, repulsion_slope, gradient,
-    edge_capacity, gaussians, K: tl.constexpr, SKP: tl.constexpr, SLICES: tl.constexpr, BE: tl.constexpr, COSINE: tl.constexpr,
+    counts, species, edge_count, neighbors, geometry, distance, cutoff, pair_table, g_moments, pair_gradient, repulsion_slope, gradient,
+    edge_capacity, gaussians, S: tl.constexpr, K: tl.constexpr, SKP: tl.constexpr, SLICES: tl.constexpr, BE: tl.constexpr, COSINE: tl.constexpr,
 ):
     """gradient f32 [edges, 4]: dE/dr of every edge of local rows: first layer, repulsion, and what message_backward collected.
 
@@ -336,6 +336,7 @@ def edge_gradient(
     i = tl.program_id(0)
     n_local, n, scale = tl.load(counts), tl.load(edge_count + i), 1.0 / tl.load(cutoff)
     wave = (3.141592653589793 * scale).to(tl.float32)
+    z_i = tl.maximum(tl.load(species + i), 0)
     for start in range(0, tl.where(i < n_local, n, 0), BE):
         place = start + tl.arange(0, BE)
         inside = place < n
@@ -360,6 +361,8 @@ def edge_gradient(
         else:
             f64, df64 = envelope(x)
         f, df, inverse = f64.to(tl.float32), (df64 * scale).to(tl.float32), 1.0 / d.to(tl.float32)
+        w, dw = switch(d.to(tl.float32), tl.load(pair_table + (z_i * S + z) * 3 + 2).to(tl.float32))
+        f, df = w * f, w * df + dw * f
         sine_1, cosine_1 = first_wave(x)
         sine, cosine = sine_1, cosine_1
         previous_kernel()

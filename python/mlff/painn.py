@@ -31,11 +31,11 @@ from .message import (
     source_features_backward,
 )
 from .readout import readout, readout_backward
-from .repulsion import repulsion, zbl_pair_table
+from .repulsion import repulsion, switched, untrained_radius, zbl_constants
 from .update import update, update_backward
 
 CHECKPOINT_VERSION = 1
-DOUBLE = ("shift", "gaussians")  # tensors of a model that are kept in float64
+DOUBLE = ("shift", "gaussians", "repulsion_radius")  # tensors of a model that are kept in float64
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PaiNNConfig:
         cutoff: radius of a message in Angstrom.
         norm_epsilon: the length of a vector p is sqrt(p^2 + epsilon) (update.py). Where symmetry makes vectors vanish, as it does in a
             perfect crystal, a length has a kink, and the potential with it: epsilon rounds it off. SchNetPack has 1e-8.
-        repulsion_range: where the repulsion of nuclei has faded out, in sums of two covalent radii (repulsion.py). 0: there is none.
+        repulsion: at short range nuclei repel each other and the network is switched off (repulsion.py).
         radial_basis: "bessel" or "gaussian" (filter.py).
         cutoff_function: "polynomial" or "cosine" (filter.py).
     """
@@ -61,7 +61,7 @@ class PaiNNConfig:
     n_radial: int = 20
     cutoff: float = 5.0
     norm_epsilon: float = 1e-2
-    repulsion_range: float = 0.7
+    repulsion: bool = True
     radial_basis: str = "bessel"
     cutoff_function: str = "polynomial"
 
@@ -71,9 +71,8 @@ class PaiNNConfig:
             raise ValueError(f"PaiNNConfig.species must be distinct chemical symbols, got {self.species}")
         if self.features < 16 or self.features % 16:
             raise ValueError(f"PaiNNConfig.features must be a positive multiple of 16, got {self.features}")
-        if self.layers < 1 or self.n_radial < 1 or not (self.cutoff > 0 and self.norm_epsilon > 0 and self.repulsion_range >= 0):
-            limits = "layers >= 1, n_radial >= 1, cutoff > 0, norm_epsilon > 0 and repulsion_range >= 0"
-            raise ValueError(f"PaiNNConfig needs {limits}, got {self}")
+        if self.layers < 1 or self.n_radial < 1 or not (self.cutoff > 0 and self.norm_epsilon > 0):
+            raise ValueError(f"PaiNNConfig needs layers >= 1, n_radial >= 1, cutoff > 0 and norm_epsilon > 0, got {self}")
         for name, known in (("radial_basis", RADIAL_BASES), ("cutoff_function", CUTOFF_FUNCTIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"PaiNNConfig.{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
@@ -99,6 +98,8 @@ class PaiNN(nn.Module):
     Attributes:
         gaussians: [n_radial + 1, 2] float64, the Gaussians of the radial basis (filter.gaussian_rows), which are not trained; None if
             it is of Bessel functions.
+        repulsion_radius: [S, S] float64 in Angstrom, symmetric: where the network ends and the repulsion of nuclei begins (repulsion.py).
+            Zeros without repulsion.
         extrapolation: parameters of the extrapolation grade (extrapolation.py), which are fitted after the weights; None without.
     """
 
@@ -119,11 +120,23 @@ class PaiNN(nn.Module):
         self.readout = nn.ParameterDict({"w1": _dense(f, f // 2), "b1": _zeros(f // 2), "w2": _dense(f // 2), "b2": _zeros()})
         self.register_buffer("shift", torch.zeros(s, dtype=torch.float64))
         self.register_buffer("gaussians", gaussian_rows(config.cutoff, k) if config.radial_basis == "gaussian" else None)
-        self.register_buffer("pair_table", zbl_pair_table(torch.tensor(config.atomic_numbers), config.repulsion_range), persistent=False)
+        numbers = torch.tensor(config.atomic_numbers)
+        radius = untrained_radius(numbers)
+        self.register_buffer("repulsion_radius", radius if config.repulsion else torch.zeros_like(radius))
+        self.register_buffer("zbl_constants", zbl_constants(numbers), persistent=False)
         index_of_number = torch.full((120,), -1, dtype=torch.long)
         index_of_number[config.atomic_numbers] = torch.arange(s)
         self.register_buffer("index_of_number", index_of_number, persistent=False)
         self.extrapolation: Optional[Extrapolation] = None
+
+    @property
+    def pair_table(self) -> Tensor:
+        """Constants [S, S, 3] of the repulsion, float64, as repulsion.repulsion takes them."""
+        return torch.cat([self.zbl_constants, self.repulsion_radius.unsqueeze(-1)], dim=-1).to(torch.float64)
+
+    def short_range(self, species: Tensor, edges: Tensor) -> Tensor:
+        """Rows [E, 3] of :attr:`pair_table` for the elements of each edge."""
+        return self.pair_table[species[edges[0]], species[edges[1]]]
 
     def species_index(self, atomic_numbers: Tensor) -> Tensor:
         """Indices [N] into config.species. Raises ValueError for an element that the model does not know.
@@ -143,7 +156,9 @@ class PaiNN(nn.Module):
         edge_vectors = edge_vectors.to(torch.float64)
         d64 = torch.linalg.vector_norm(edge_vectors, dim=-1)
         unit = (edge_vectors / d64.unsqueeze(-1)).to(dtype)
-        basis, _ = radial_basis(d64.to(dtype), config.cutoff, config.cutoff_function, config.n_radial, self.gaussians)
+        basis, slope = radial_basis(d64.to(dtype), config.cutoff, config.cutoff_function, config.n_radial, self.gaussians)
+        if config.repulsion:
+            basis, _ = switched(basis, slope, d64, self.short_range(species, edges)[:, 2])
         for index, layer in enumerate(self.layers):
             if index == 0:
                 x_species = source_features(self.embedding, **layer.source)
@@ -168,9 +183,9 @@ class PaiNN(nn.Module):
         species = self.species_index(atomic_numbers)
         s = self.scalar_features(atomic_numbers, edges, edge_vectors)
         energy = readout(s, **self.readout).to(torch.float64) + self.shift[species].to(torch.float64)
-        if self.config.repulsion_range > 0:
+        if self.config.repulsion:
             d64 = torch.linalg.vector_norm(edge_vectors.to(torch.float64), dim=-1)
-            pair_energy, _ = repulsion(d64, self.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
+            pair_energy, _ = repulsion(d64, self.short_range(species, edges))
             energy = energy.index_add(0, edges[0], pair_energy)
         return energy
 
@@ -196,6 +211,9 @@ def energy_and_gradient(model: PaiNN, atomic_numbers: Tensor, edges: Tensor, edg
     unit64 = edge_vectors / d64.unsqueeze(-1)
     unit, d = unit64.to(dtype), d64.to(dtype)
     basis, slope = radial_basis(d, config.cutoff, config.cutoff_function, config.n_radial, model.gaussians)
+    if config.repulsion:
+        pair = model.short_range(species, edges)
+        basis, slope = switched(basis, slope, d64, pair[:, 2])
     inputs: List[Tuple[Tensor, ...]] = []
     q_s = q_v = s = v = torch.empty(0)
     for index, layer in enumerate(model.layers):
@@ -209,8 +227,8 @@ def energy_and_gradient(model: PaiNN, atomic_numbers: Tensor, edges: Tensor, edg
             inputs.append((s_mid, v_mid, x, v, s))
         s, v = update(s_mid, v_mid, **layer.update, epsilon=config.norm_epsilon)
     energy, gradient = readout(s, **model.readout).to(torch.float64) + model.shift[species].to(torch.float64), torch.zeros_like(unit64)
-    if config.repulsion_range > 0:
-        pair_energy, pair_slope = repulsion(d64, model.pair_table[species[edges[0]], species[edges[1]]].to(torch.float64))
+    if config.repulsion:
+        pair_energy, pair_slope = repulsion(d64, pair)
         energy, gradient = energy.index_add(0, edges[0], pair_energy), pair_slope.unsqueeze(-1) * unit64
 
     r = model.readout
@@ -243,7 +261,7 @@ def forces_and_virial(gradient: Tensor, edges: Tensor, edge_vectors: Tensor, n_a
 
 
 def save_checkpoint(model: PaiNN, path) -> None:
-    """Writes weights (float32, shifts and Gaussians float64) and configuration to a safetensors file, whole or not at all (OSError)."""
+    """Writes weights (float32, those of DOUBLE float64) and configuration to a safetensors file, whole or not at all (OSError)."""
     dtypes = dict.fromkeys(DOUBLE, torch.float64)
     tensors = {k: t.detach().cpu().to(dtypes.get(k, torch.float32)).contiguous() for k, t in model.state_dict().items()}
     header = {"architecture": "painn", "version": CHECKPOINT_VERSION, "config": asdict(model.config)}

@@ -39,6 +39,8 @@ def cpu_plan(config: PaiNNConfig, grade: bool = False) -> Plan:
     gaussians = ["gaussians"] if config.radial_basis == "gaussian" else []
     kernel = "radial_basis" + ("_gaussian" if gaussians else "") + ("_cosine" if config.cutoff_function == "cosine" else "")
     plan.stage(kernel, ["distance", "cutoff", *gaussians, "basis", "slope"])
+    if config.repulsion:
+        plan.stage("switch_basis", ["species", *EDGE, "distance", "pair_table", "basis", "slope"])
 
     for layer in range(n):
         w = f"layers.{layer}."
@@ -56,7 +58,7 @@ def cpu_plan(config: PaiNNConfig, grade: bool = False) -> Plan:
         plan.stage("update", [s_mid, v_mid, *weights, s, v, *kept])
     readout = [f"readout.{p}" for p in ("w1", "b1", "w2", "b2")]
     plan.stage("readout", [f"s{n - 1}", "species", *readout, "shift", "atom_energy"])
-    if config.repulsion_range > 0:
+    if config.repulsion:
         plan.stage("repulsion", ["species", *EDGE, "distance", "pair_table", "atom_energy"])
 
     g = plan.buffer("g", "total", 4 * f)
@@ -75,7 +77,7 @@ def cpu_plan(config: PaiNNConfig, grade: bool = False) -> Plan:
             plan.stage("message_backward", [g, f"x{layer}", w + "filter", *geometry, "g_x", "gradient"], backward=True)
             source = [w + f"source.{p}" for p in ("w1", "b1", "w2")]
             plan.stage("source_features_backward", ["g_x", f"s{layer - 1}", *source, g], backward=True)
-    if config.repulsion_range > 0:
+    if config.repulsion:
         plan.stage("repulsion_backward", ["species", *EDGE, "distance", "unit", "pair_table", "gradient"], backward=True)
     if grade:
         args = [f"s{n - 1}", "species", "extrapolation.projection", "extrapolation.environments", "grade"]
@@ -341,7 +343,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     source_back = product_kernel(message_triton.source_features_backward, narrow)
     message_back = {last: message_kernel(message_triton.message_backward, "" if last else ".add", ADD=not last) for last in (True, False)}
     first_back = product_kernel(message_triton.message_first_backward, narrow, width=4 * sk, BN=min(32, sk & -sk), ONLY=n == 1, SKP=sk)
-    gradient = launch(message_triton.edge_gradient, ["local", 1, 1], schedule.edge_warps, K=sizes.basis, SKP=sk,
+    gradient = launch(message_triton.edge_gradient, ["local", 1, 1], schedule.edge_warps, S=sizes.species, K=sizes.basis, SKP=sk,
                       SLICES=f // CHANNELS if n > 1 else 0, BE=schedule.edges, **of_basis)
     for layer in reversed(range(n)):
         w, last, pq = f"gpu.layers.{layer}.", layer == n - 1, f"pq{layer}"
@@ -357,8 +359,8 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
             add(source_back, ["counts", "g1", f"source_slope{layer}", "g_hidden", w + "source.w1", "g0"], backward=True)
     w = "gpu.layers.0."
     add(first_back, ["counts", "g1", "g0", "g_pq", w + "q_s", w + "q_vpq", "g_moments"], backward=True)
-    add(gradient, ["counts", "species", *rows, "distance", "cutoff", "g_moments", "pair_gradient" if n > 1 else "gradient", "repulsion_slope",
-                   "gradient", "edge_capacity", *gaussians], backward=True)
+    add(gradient, ["counts", "species", *rows, "distance", "cutoff", "pair_table", "g_moments", "pair_gradient" if n > 1 else "gradient",
+                   "repulsion_slope", "gradient", "edge_capacity", *gaussians], backward=True)
     return stages
 
 

@@ -21,7 +21,7 @@ from .message import message, message_backward, message_first, message_first_bac
 from .painn import forces_and_virial
 from .payload import unpack
 from .readout import readout, readout_backward
-from .repulsion import repulsion
+from .repulsion import repulsion, switched
 from .update import update, update_backward
 
 PAIRS_PER_BLOCK = 1 << 20  # distances held at a time by the neighbour search
@@ -104,7 +104,7 @@ class PortableModel(nn.Module):
         self.cutoff: float = header["cutoff"]
         self.cutoff_function: str = header["config"]["cutoff_function"]
         self.n_radial: int = header["config"]["n_radial"]
-        self.repulsion_range: float = header["config"]["repulsion_range"]
+        self.repulsion: bool = header["config"]["repulsion"]
         self.norm_epsilon: float = header["config"]["norm_epsilon"]
         self.n_layers: int = header["config"]["layers"]
         self.n_species: int = len(header["atomic_numbers"])
@@ -141,6 +141,9 @@ class PortableModel(nn.Module):
         unit64 = r / d64.unsqueeze(-1)
         unit, d = unit64.to(dtype), d64.to(dtype)
         basis, slope = radial_basis(d, self.cutoff, self.cutoff_function, self.n_radial, self.gaussians)
+        pair = self.pair_table[species[edges[0]] * self.n_species + species[edges[1]]]
+        if self.repulsion:
+            basis, slope = switched(basis, slope, d64, pair[:, 2])
         s_in: List[Tensor] = []
         v_in: List[Tensor] = []
         s_mid: List[Tensor] = []
@@ -164,8 +167,8 @@ class PortableModel(nn.Module):
             readout(s, self.readout_w1, self.readout_b1, self.readout_w2, self.readout_b2).to(torch.float64) + self.shift[species]
         )
         energy, gradient = atom_energy.sum(), torch.zeros_like(unit64)
-        if self.repulsion_range > 0.0:
-            pair_energy, pair_slope = repulsion(d64, self.pair_table[species[edges[0]] * self.n_species + species[edges[1]]])
+        if self.repulsion:
+            pair_energy, pair_slope = repulsion(d64, pair)
             energy, gradient = energy + pair_energy.sum(), pair_slope.unsqueeze(-1) * unit64
 
         g_s, g_v = readout_backward(s, self.readout_w1, self.readout_b1, self.readout_w2), torch.zeros_like(v)

@@ -151,7 +151,7 @@ def convert(network: nn.Module, elements: Optional[Sequence[str]] = None, energy
         raise ValueError(f"the output network has {hidden} hidden units, expected at most {full // 2}: half the features (n_hidden=None)")
     config = PaiNNConfig(
         species=list(elements), features=full, layers=r.n_interactions, n_radial=r.radial_basis.n_rbf, cutoff=cutoff * angstrom,
-        norm_epsilon=r.mixing[0].epsilon, repulsion_range=0.0, radial_basis="gaussian" if gaussian else "bessel", cutoff_function="cosine",
+        norm_epsilon=r.mixing[0].epsilon, repulsion=False, radial_basis="gaussian" if gaussian else "bessel", cutoff_function="cosine",
     )  # fmt: skip
     model = PaiNN(config).requires_grad_(False)
     numbers = torch.tensor(config.atomic_numbers)

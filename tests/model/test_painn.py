@@ -55,7 +55,7 @@ def test_analytic_gradient_of_other_settings(basis, cutoff_function):
 def test_without_repulsion():
     """Nothing is left of it, and all else is as it was."""
     distant = Atoms("OH", positions=[[0, 0, 0], [1.5, 0, 0]])
-    without, with_ = random_model(16, 2, repulsion_range=0.0), random_model(16, 2)
+    without, with_ = random_model(16, 2, repulsion=False), random_model(16, 2)
     assert_close(reference(without, distant), reference(with_, distant), 0)
     without.readout["w2"].zero_()
     without.readout["b2"].zero_()
@@ -268,8 +268,6 @@ def test_unknown_element(model):
         ({"cutoff": 0.0}, "cutoff > 0"),
         ({"norm_epsilon": 0.0}, "norm_epsilon > 0"),
         ({"norm_epsilon": float("nan")}, "norm_epsilon > 0"),
-        ({"repulsion_range": -0.7}, "repulsion_range >= 0"),
-        ({"repulsion_range": float("nan")}, "repulsion_range >= 0"),
         ({"radial_basis": "laguerre"}, "radial_basis must be bessel or gaussian, got 'laguerre'"),
         ({"cutoff_function": "mollifier"}, "cutoff_function must be polynomial or cosine, got 'mollifier'"),
         ({"cutoff": float("nan")}, "cutoff > 0"),

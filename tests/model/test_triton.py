@@ -21,7 +21,7 @@ from mlff.message import (  # noqa: E402
 )
 from mlff.plan import SMALL_ROWS, cuda_plan  # noqa: E402
 from mlff.readout import readout, readout_backward  # noqa: E402
-from mlff.repulsion import repulsion  # noqa: E402
+from mlff.repulsion import repulsion, switched  # noqa: E402
 from mlff.update import update, update_backward  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,10 +45,11 @@ def close(found, expected, name):
 @pytest.mark.parametrize("name, schedule, settings", [
     ("ethanol", 0, {}),
     ("small_cell", 1, {}),
+    ("pressed", 0, {"n_radial": 8}),
     ("ethanol", 1, SCHNETPACK),
     ("small_cell", 0, {**SCHNETPACK, "radial_basis": "bessel", "n_radial": 20}),
     ("ethanol", 0, {"radial_basis": "gaussian", "n_radial": 40}),
-], ids=["ethanol", "small_cell", "gaussian-cosine", "bessel-cosine", "gaussian-polynomial"])  # fmt: skip
+], ids=["ethanol", "small_cell", "pressed", "gaussian-cosine", "bessel-cosine", "gaussian-polynomial"])  # fmt: skip
 def test_every_stage(name, schedule, settings):
     model, atoms = random_model(32, 3 if not settings else 2, **settings), structure(name)
     config, n, f = model.config, len(structure(name)), 32
@@ -67,6 +68,8 @@ def test_every_stage(name, schedule, settings):
     unit, d = a["geometry"].cpu().double()[e, :3], a["distance"].cpu()[e]
     species = m.species_index(torch.from_numpy(atoms.numbers))
     basis, slope = radial_basis(d, config.cutoff, config.cutoff_function, config.n_radial, m.gaussians)
+    if config.repulsion:
+        basis, slope = switched(basis, slope, d, m.short_range(species, edges)[:, 2])
     reverse = a["slot"].cpu()[j * r.scalars["candidate_capacity"] + a["reverse"].cpu()[e].long()].long() + j * cap
     at = {int(x): k for k, x in enumerate(e)}
     reverse = torch.tensor([at[int(x)] for x in reverse])
@@ -96,8 +99,8 @@ def test_every_stage(name, schedule, settings):
             close(halves("basis"), basis, kernel)
             close(halves("slope"), slope, kernel)
             energy, derivative = torch.zeros_like(d), torch.zeros_like(d)
-            if config.repulsion_range > 0:
-                energy, derivative = repulsion(d, m.pair_table[species[i], species[j]])
+            if config.repulsion:
+                energy, derivative = repulsion(d, m.short_range(species, edges))
             close(buffer("repulsion_energy"), torch.zeros(n, dtype=torch.float64).index_add(0, i, energy), kernel)
             close(a["repulsion_slope"].cpu()[e], derivative, kernel)
         elif kernel in ("message_first", "message"):

@@ -57,7 +57,7 @@ class ModelConfig(Section):
     n_radial: int = 20
     cutoff: float = 5.0
     norm_epsilon: float = 1e-2
-    repulsion_range: float = 0.7
+    repulsion: bool = True
     radial_basis: str = "bessel"
     cutoff_function: str = "polynomial"
 

@@ -160,6 +160,20 @@ def batches(
     return result
 
 
+def shortest_distances(graphs: list[Graphs], index_of_number: Tensor, cutoff: float) -> Tensor:
+    """The shortest distance of every two elements in these structures, [S, S] in Angstrom, float64; the cutoff where there is none.
+
+    index_of_number: index [120] of an element by its atomic number, S different ones.
+    """
+    n = int(index_of_number.max()) + 1
+    shortest = torch.full((n * n,), cutoff, dtype=torch.float64)
+    for members in batches(graphs, 1_000_000):
+        batch = collate([graphs[k] for k in members])
+        a, b = index_of_number[batch.atomic_numbers[batch.edges]]
+        shortest.scatter_reduce_(0, a * n + b, torch.linalg.vector_norm(batch.edge_vectors, dim=-1), "amin")
+    return shortest.reshape(n, n)
+
+
 class Pool:
     """Structures on a device, of which batches of one fixed size are drawn: only their indices come from the host, and it need not wait.
 

@@ -16,6 +16,7 @@ import json
 import platform
 import time
 from dataclasses import asdict
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from matplotlib.figure import Figure
 from ..files import replacing
 from ..painn import PaiNN, PaiNNConfig, load_checkpoint, read_record, save_checkpoint
 from .config import Config, DataConfig, read_config
-from .data import element_shifts, make_graphs, read_frames, sha256, split
+from .data import element_shifts, make_graphs, read_frames, sha256, shortest_distances, split
 from .extrapolation import QUANTILE, fit_extrapolation, grades
 from .fit import Point, errors, fit
 from .label import label_file, summary
@@ -54,6 +55,9 @@ def train(path: Path, device: str) -> dict:
     model = new_model(config, frames, sides[0])
     graphs = make_graphs(frames, model.config.cutoff)
     training, validation, held_out = ([graphs[k] for k in side] for side in sides)
+    if model.config.repulsion:  # the network ends where its data end
+        shortest = shortest_distances(training, model.index_of_number, model.config.cutoff)
+        model.repulsion_radius.copy_(torch.minimum(model.repulsion_radius, shortest) if config.start else shortest)
     counts = f"{len(training)} structures to train on, {len(validation)} to validate with, {len(held_out)} held out"
     print(f"{counts}; {device}", flush=True)
 
@@ -82,6 +86,10 @@ def train(path: Path, device: str) -> dict:
         "date": time.strftime("%Y-%m-%d"),
         **({"card": config.card.model_dump()} if config.card else {}),
         "model": {"architecture": "painn", **asdict(averaged.config)},
+        "repulsion_radius_A": {
+            f"{a}-{b}": round(float(averaged.repulsion_radius[i, j]), 4)
+            for (i, a), (j, b) in combinations_with_replacement(enumerate(averaged.config.species), 2)
+        },
         "teacher": teachers[0] if teachers else None,
         "data": {
             "structures": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
