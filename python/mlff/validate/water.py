@@ -6,6 +6,9 @@ compared at the same volume; the density comes from a run at constant pressure.
 
 from __future__ import annotations
 
+from importlib.resources import files
+
+import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.build import molecule
@@ -157,15 +160,19 @@ MODEL_PARTS = {"conservation": conserve}  # a teacher need not run these
 
 
 def samples(job: Job) -> dict[str, Atoms]:
-    """Structures for the general checks: molecules turned at random on a lattice, and alone; every atom moved at random."""
+    """Structures for the general checks: the liquid (examples/validate/water_frames.py made it), and bent and stretched molecules."""
+    if job.settings.quick:
+        liquid = [box(2, job.rng(3))]
+    else:
+        with (files("mlff") / "structures" / "water.extxyz").open() as file:
+            liquid = ase.io.read(file, index=":", format="extxyz")
     frames = {}
-    for k in range(1 if job.settings.quick else 6):
-        for kind, atoms, size in (
-            ("rattled lattice", box(2 if job.settings.quick else 4, job.rng(3, k)), 0.03), ("molecule", molecule("H2O"), 0.05),
-        ):  # fmt: skip
-            atoms.positions += job.rng(4, k, len(atoms)).normal(0, size, atoms.positions.shape)
-            atoms.info["kind"] = kind
-            frames[f"{kind} {k}"] = atoms
+    for k, atoms in enumerate(liquid):
+        alone = molecule("H2O")
+        alone.positions += job.rng(4, k).normal(0, 0.05, alone.positions.shape)
+        for kind, one in (("liquid", atoms), ("molecule", alone)):
+            one.info = {"kind": kind}
+            frames[f"{kind} {k}"] = one
     return frames
 
 
