@@ -1,7 +1,9 @@
 """The sampling of examples/train/organics: structures are sound, and no held-out scaffold is in a frame to train on."""
 
+import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +18,20 @@ FOLDER = Path(__file__).parent.parent / "examples" / "train" / "organics"
 sys.path.insert(0, str(FOLDER))
 
 from geometry import (  # noqa: E402
-    HELD_OUT, SCAN_KINDS, SMALL, SPLIT, TRAINING, VALIDATION, Source, beyond, bonds, closest, flown_apart, joined, named,
-    rotatable, scans, side, starts, stretched, thermal, turned,
+    HELD_OUT, PAIRS, SCAN_KINDS, SMALL, SPLIT, TRAINING, VALIDATION, Source, bare_pairs, beyond, bonds, closeness, closest,
+    flown_apart, has_hole, joined, named, pushed, rotatable, scans, side, starts, stretched, thermal, turned, wall, walls_of,
 )  # fmt: skip
 
 from mlff.train.config import read_config  # noqa: E402
-from mlff.train.data import split  # noqa: E402
+from mlff.train.data import Place, check, split  # noqa: E402
 from mlff.train.dynamics import Batch  # noqa: E402
 from mlff.train.frames import load, rounded, save  # noqa: E402
 
+spec = importlib.util.spec_from_file_location("organics_sample", FOLDER / "sample.py")  # other examples have a sample.py, too
+sample = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sample)
+
+WALLS = np.full((36, 36), 0.7)  # Angstrom
 ETHANOL, BUTANE, BENZENE = molecule("CH3CH2OH"), molecule("trans-butane"), molecule("C6H6")
 
 
@@ -60,6 +67,7 @@ def test_no_frame_holds_a_molecule_of_another_side(wanted):
     source = Source(known, wanted, np.random.default_rng(1))
     systems = {"molecule": 4, "dimer": 10, "cluster": 10}
     frames = [*scans(source, dict.fromkeys(SCAN_KINDS, 6)), *starts(source, systems, (300.0, 900.0))]
+    frames += pushed(source, {"collision": 10, "pressed": 4}, WALLS)
     for atoms in frames:
         members = [family[name] for name in atoms.info["molecule"].split(".")]
         assert {side(name) for name in members if name != SMALL} <= {wanted}
@@ -120,6 +128,68 @@ def test_joined_molecules_are_as_far_apart_as_asked():
         assert apart.min() == pytest.approx(gap, abs=1e-6)
         np.testing.assert_allclose(atoms.positions.mean(0), 0, atol=1e-9)
     assert closest(ETHANOL, bonds(ETHANOL)) > 2.0
+
+
+def test_a_wall_ends_where_a_teacher_fails():
+    distances, everywhere = np.arange(0.6, 1.25, 0.1), np.ones(7, dtype=bool)
+    forces = np.array([-30.0, 20.0, 40.0, 30.0, 12.0, -4.0, -1.0])  # a hole, the top, the wall, a bond
+    assert wall(distances, forces, everywhere) == pytest.approx(0.9)  # the top is between 0.7 and 0.9
+    assert wall(distances, forces, np.array([1, 1, 1, 0, 1, 1, 1], dtype=bool)) == pytest.approx(1.1)
+    assert wall(distances, np.array([60.0, 50.0, 40.0, 30.0, 12.0, 8.0, -1.0]), everywhere) == pytest.approx(0.7)
+
+
+def test_bare_pairs_begin_at_the_wall_and_are_trained_on():
+    frames = [rounded(atoms) for atoms in bare_pairs(WALLS, 12, np.random.default_rng(0))]
+    assert len(frames) == 12 * len(PAIRS) == 12 * 45
+    by_pair = {atoms.info["trajectory"]: [] for atoms in frames}
+    for k, atoms in enumerate(frames):
+        check(atoms, Place(Path("pairs.npz"), k, atoms))  # an even number of electrons
+        assert side(atoms.info["scaffold"]) == TRAINING
+        distances = atoms.get_all_distances()[np.triu_indices(len(atoms), 1)]
+        assert distances[0] == pytest.approx(distances[-1])
+        assert len(atoms) == 2 or np.sort(distances)[2] > 19.9  # a second pair is out of reach
+        by_pair[atoms.info["trajectory"]].append(distances[0])
+    for lengths in by_pair.values():
+        assert lengths[0] == pytest.approx(0.7, abs=2e-3) and 4.0 < lengths[-1] < 5.6 and lengths == sorted(lengths)
+
+
+def test_close_atoms_are_no_closer_than_the_walls():
+    source = Source(conformers(), TRAINING, np.random.default_rng(4))
+    walls = WALLS.copy()
+    walls[8, 8] = 1.2
+    frames = pushed(source, {"collision": 30, "pressed": 10}, walls)
+    sizes = {atoms.info["molecule"]: len(atoms) for atoms in conformers()}
+    meet = set()
+    for atoms in frames[:30]:
+        first = sizes[atoms.info["molecule"].split(".")[0]]
+        ratio = np.linalg.norm(atoms.positions[:first, None] - atoms.positions[first:], axis=2)
+        ratio /= walls[atoms.numbers[:first, None], atoms.numbers[first:]]
+        assert 1.0 - 1e-6 < ratio.min() < 2.1 + 1e-6
+        i, j = np.unravel_index(ratio.argmin(), ratio.shape)
+        meet.add(tuple(sorted((atoms.symbols[i], atoms.symbols[first + j]))))
+    assert ("O", "O") in meet and len(meet) > 3
+    for atoms in frames[30:]:
+        assert atoms.info["kind"] == "pressed" and closeness(atoms, walls) >= 1.0
+
+
+def test_labels_are_left_out_where_the_teacher_is_uncertain():
+    forces, spread = np.array([[0.0, 0.0, 50.0], [0.0, 3.0, 4.0]]), np.array([13.0, 4.9])
+    limits = SimpleNamespace(max_force=70.0, max_spread=4.0, relative_spread=0.2)  # 14 and 5 eV/Angstrom of these two atoms
+    assert not sample.too_hard(forces, limits) and sample.too_hard(2 * forces, limits)
+    assert not sample.too_uncertain(forces, spread, limits)
+    assert sample.too_uncertain(forces, spread + [0.0, 0.2], limits) and sample.too_uncertain(forces, spread + [1.1, 0.0], limits)
+    assert sample.too_uncertain(forces, spread, SimpleNamespace(max_spread=4.0, relative_spread=0.0))
+
+
+def test_labels_are_left_out_where_the_teacher_has_a_hole():
+    frames = scans(Source(conformers(), TRAINING, np.random.default_rng(5)), {"contact": 2})
+    walls = walls_of(frames + bare_pairs(WALLS, 4, np.random.default_rng(0)))
+    assert walls[1, 8] == walls[8, 1] == pytest.approx(0.7) and np.isnan(walls[0]).all()
+    water, along = molecule("H2O"), np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    water.positions = [[0.0, 0.0, 0.0], [0.75, 0.0, 0.0], [0.0, 0.9, 0.0]]  # one hydrogen atom within 1.15 * 0.7 of the oxygen atom
+    assert has_hole(water, -5.0 * along, walls) and has_hole(water, 15.0 * along, walls)  # 7.5 on each of the two
+    assert not has_hole(water, 25.0 * along, walls)
+    assert not has_hole(water, -5.0 * along, np.full((36, 36), np.nan))  # nothing is known of files without bare pairs
 
 
 def test_flown_apart():

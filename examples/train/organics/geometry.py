@@ -1,4 +1,5 @@
-"""Structures out of conformers by geometry alone: torsions, stretched bonds, thermal displacements, dimers, clusters, contacts.
+"""Structures out of conformers by geometry alone: torsions, stretched bonds, thermal displacements, dimers, clusters, contacts, and
+atoms as close as the teacher's repulsion reaches: bare pairs, collisions, bonds pressed together.
 
 Every frame carries info["kind"], ["molecule"], ["scaffold"] and ["trajectory"]. Whole scaffolds are held out. Dimers and
 clusters are made of molecules of one side of that split, besides those of the family SMALL, which is always trained on, and
@@ -9,12 +10,13 @@ Bonds are read off a conformer: two atoms closer than 1.25 times the sum of thei
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
 from typing import Callable
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.data import covalent_radii
+from ase.data import atomic_numbers, covalent_radii
 from scipy.spatial.transform import Rotation
 
 from mlff.train import data
@@ -25,6 +27,7 @@ SMALL = "small"  # the family of molecules that are too small to have a scaffold
 SPLIT = {"validation": 0.05, "held_out": 0.1, "seed": 1}  # as in organics.yaml
 TRAINING, VALIDATION, HELD_OUT = range(3)
 SCAN_KINDS = ("conformer", "thermal", "torsion", "stretch", "scaled", "dimer", "contact", "cluster")
+PAIRS = list(combinations_with_replacement(ELEMENTS, 2))
 
 
 def side(scaffold: str) -> int:
@@ -78,11 +81,13 @@ def turned(atoms: Atoms, i: int, j: int, moving: list[int], angle: float) -> Ato
     return result
 
 
-def stretched(atoms: Atoms, pairs: list[tuple[int, int]], rng: np.random.Generator) -> Atoms:
-    """One bond at 0.75 to 1.6 times its length; what hangs on it moves along, of a bond in a ring its two ends alone."""
+def stretched(
+    atoms: Atoms, pairs: list[tuple[int, int]], rng: np.random.Generator, limits: tuple[float, float] = (0.75, 1.6)
+) -> Atoms:
+    """One bond at `limits` times its length; what hangs on it moves along, of a bond in a ring its two ends alone."""
     result = atoms.copy()
     i, j = pairs[rng.integers(len(pairs))]
-    change = (rng.uniform(0.75, 1.6) - 1.0) * (atoms.positions[j] - atoms.positions[i])
+    change = (rng.uniform(*limits) - 1.0) * (atoms.positions[j] - atoms.positions[i])
     moving = beyond(pairs, i, j)
     if moving is None:
         result.positions[j] += 0.5 * change
@@ -117,19 +122,29 @@ def thermal(atoms: Atoms, pairs: list[tuple[int, int]], temperature: float, rng:
     return result
 
 
+def tumbled(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Positions in a random orientation about the origin."""
+    return Rotation.random(random_state=int(rng.integers(2**31))).apply(positions)
+
+
+def approach(moving: np.ndarray, still: np.ndarray, direction: np.ndarray, gaps: float | np.ndarray) -> float:
+    """How far positions [M, 3] must move along a unit vector so that none is closer to one of `still` [S, 3] than `gaps` [M, S]."""
+    # along this line every pair of atoms is closer than its gap within one interval: stop beyond the last of them
+    apart = moving[:, None] - still
+    along = apart @ direction
+    inside = along**2 - (apart**2).sum(2) + gaps**2
+    return float((-along + np.sqrt(inside.clip(0)))[inside > 0].max(initial=0.0))
+
+
 def joined(members: list[Atoms], gap: float, rng: np.random.Generator) -> Atoms:
     """Molecules in random orientations; each comes from a random direction, up to `gap` Angstrom from what is there."""
     placed, numbers = np.zeros((0, 3)), []
     for atoms in members:
-        one = Rotation.random(random_state=int(rng.integers(2**31))).apply(atoms.positions - atoms.positions.mean(0))
+        one = tumbled(atoms.positions - atoms.positions.mean(0), rng)
         if len(placed):
             direction = rng.normal(size=3)
             direction /= np.linalg.norm(direction)
-            # along this line every pair of atoms is closer than the gap within one interval: stop beyond the last of them
-            apart = (one[:, None] - placed).reshape(-1, 3)
-            along = apart @ direction
-            inside = along**2 - (apart**2).sum(1) + gap**2
-            one = one + direction * max((-along + np.sqrt(inside.clip(0)))[inside > 0], default=0.0)
+            one = one + direction * approach(one, placed, direction, gap)
         placed = np.concatenate([placed, one])
         placed -= placed.mean(0)
         numbers += list(atoms.numbers)
@@ -189,6 +204,7 @@ class Source:
     Attributes:
         conformers, chance: what there is, and how likely it is drawn (weights).
         partners, small: for dimers and clusters, those of at most 24 atoms, and the molecules of the family SMALL.
+        holders: of each element the indices of the partners, and of the small ones, that hold it.
     """
 
     def __init__(self, conformers: list[Atoms], wanted: int, rng: np.random.Generator):
@@ -198,6 +214,11 @@ class Source:
         self.small = [atoms for atoms in conformers if atoms.info["scaffold"] == SMALL]
         self.partners = [atoms for atoms in self.conformers if len(atoms) <= 24]
         self.partner_chance = weights(self.partners)
+        pools = (self.partners, self.small)
+        self.holders = {
+            symbol: [np.array([k for k, atoms in enumerate(pool) if symbol in atoms.symbols], int) for pool in pools]
+            for symbol in ELEMENTS
+        }
 
     def one(self) -> Atoms:
         return self.conformers[self.rng.choice(len(self.conformers), p=self.chance)]
@@ -207,6 +228,18 @@ class Source:
         chosen = [self.partners[k] for k in self.rng.choice(len(self.partners), count, p=self.partner_chance)]
         small = [self.small[k] for k in self.rng.integers(len(self.small), size=count)]
         return [chosen[0], *(s if self.rng.uniform() < 0.4 else c for c, s in zip(chosen[1:], small[1:]))]
+
+    def with_elements(self, first: str, second: str) -> list[Atoms]:
+        """Two molecules that hold these elements, the first of this side; the other is SMALL with a chance of 0.4."""
+        molecules = []
+        for number, symbol in enumerate((first, second)):
+            of_side, small = self.holders[symbol]
+            if number and len(small) and self.rng.uniform() < 0.4:
+                molecules.append(self.small[self.rng.choice(small)])
+            else:
+                chance = self.partner_chance[of_side]
+                molecules.append(self.partners[self.rng.choice(of_side, p=chance / chance.sum())])
+        return molecules
 
 
 def named(atoms: Atoms, kind: str, members: list[Atoms], number: int) -> Atoms:
@@ -306,3 +339,123 @@ def starts(source: Source, counts: dict[str, int], temperatures: tuple[float, fl
             atoms.info["temperature"] = round(float(temperature), 1)
             frames.append(atoms)
     return frames
+
+
+# ---- close atoms -------------------------------------------------------------------------------------------------------
+
+
+def pair(symbols: tuple[str, str], distance: float) -> Atoms:
+    """Two bare atoms in open space, `distance` Angstrom apart.
+
+    Models are of closed shells, and an odd number of electrons is refused: of such atoms there are two pairs, far from each other.
+    """
+    atoms = Atoms(symbols, [[0.0, 0.0, 0.0], [0.0, 0.0, distance]])
+    if atoms.numbers.sum() % 2:
+        other = atoms.copy()
+        other.positions[:, 0] += 20.0
+        atoms += other
+    return atoms
+
+
+def wall(distances: np.ndarray, forces: np.ndarray, trusted: np.ndarray) -> float:
+    """The shortest of `distances` (ascending) down to which the repulsion of two bare atoms only grows, and all labels are trusted.
+
+    Their force (eV/Angstrom, positive: apart) is followed inwards from where it exceeds 5 eV/Angstrom. Where it grows no more, its
+    largest value is within one step on either side: the next distance is taken.
+    """
+    k = np.flatnonzero(forces > 5.0)[-1]
+    while k > 0 and trusted[k - 1] and forces[k - 1] > forces[k]:
+        k -= 1
+    return float(distances[k + 1])
+
+
+def closeness(atoms: Atoms, walls: np.ndarray) -> float:
+    """The smallest distance of two atoms in terms of that of their elements in `walls` [Z, Z] (Angstrom)."""
+    i, j = np.triu_indices(len(atoms), 1)
+    lengths = np.linalg.norm(atoms.positions[i] - atoms.positions[j], axis=1)
+    return float((lengths / walls[atoms.numbers[i], atoms.numbers[j]]).min(initial=np.inf))
+
+
+def walls_of(frames: list[Atoms]) -> np.ndarray:
+    """The shortest distance of every two elements among the frames of the kind pair, Angstrom [Z, Z]; NaN where there is none."""
+    walls = np.full((36, 36), np.nan)
+    for atoms in frames:
+        if atoms.info["kind"] == "pair":
+            i, j = atoms.numbers[:2]
+            walls[i, j] = walls[j, i] = np.fmin(walls[i, j], atoms.get_distance(0, 1))
+    return walls
+
+
+def has_hole(atoms: Atoms, forces: np.ndarray, walls: np.ndarray) -> bool:
+    """Whether atoms within 1.15 times `walls`, which is closer than any bond, are pushed apart by less than 10 eV/Angstrom.
+
+    Alone with each other they are pushed by more; there a teacher takes them for something else than what they are.
+    """
+    i, j = np.triu_indices(len(atoms), 1)
+    vectors = atoms.positions[j] - atoms.positions[i]
+    lengths = np.linalg.norm(vectors, axis=1)
+    apart = 0.5 * ((forces[j] - forces[i]) * vectors).sum(1) / lengths
+    return bool(((lengths < 1.15 * walls[atoms.numbers[i], atoms.numbers[j]]) & (apart < 10.0)).any())
+
+
+def bare_pairs(walls: np.ndarray, count: int, rng: np.random.Generator) -> list[Atoms]:
+    """`count` pairs of every two elements, from their distance in `walls` to 5.5 Angstrom, most of them close.
+
+    They have no scaffold. As SMALL they are trained on: every model needs them, and none is judged by them.
+    """
+    frames = []
+    for symbols in PAIRS:
+        first = walls[tuple(atomic_numbers[symbol] for symbol in symbols)]
+        for share in [0.0, *(np.arange(1, count) + rng.uniform(-0.5, 0.5, count - 1)) / count]:
+            atoms = pair(symbols, first + (5.5 - first) * share**2)
+            name = ".".join(f"[{symbol}]" for symbol in symbols)
+            atoms.info = {"kind": "pair", "molecule": name, "scaffold": SMALL, "trajectory": f"pair-{'-'.join(symbols)}"}
+            frames.append(atoms)
+    return frames
+
+
+def collision(source: Source, symbols: tuple[str, str], walls: np.ndarray, number: int) -> Atoms:
+    """Two molecules whose closest atoms, in terms of `walls`, are at 1 to 2.1 of it: atoms of these elements, if there is a way.
+
+    Of 30 random orientations, with the two atoms ahead, it is the first in which they are the closest, or comes nearest to that.
+    """
+    rng = source.rng
+    members = source.with_elements(*symbols)
+    moved = [thermal(atoms, bonds(atoms), 300.0, rng) for atoms in members]
+    centred = [m.positions - m.positions[rng.choice(np.flatnonzero(m.symbols == symbol))] for m, symbol in zip(moved, symbols)]
+    wanted = rng.uniform(1.0, 2.1)
+    gaps = wanted * walls[moved[1].numbers[:, None], moved[0].numbers]
+    least = wanted * walls[tuple(atomic_numbers[symbol] for symbol in symbols)]
+    direction, best = np.array([0.0, 0.0, 1.0]), (np.inf, np.zeros((0, 3)))
+    for _ in range(30):
+        still, moving = (tumbled(positions, rng) for positions in centred)
+        way = approach(moving, still, direction, gaps)
+        if way < best[0]:
+            best = (way, np.concatenate([still, moving + way * direction]))
+        if way < least + 1e-6:
+            break
+    return named(Atoms([*moved[0].numbers, *moved[1].numbers], best[1]), "collision", members, number)
+
+
+def pressed(source: Source, walls: np.ndarray, number: int) -> Atoms:
+    """A molecule with a bond, of any two elements alike, at 0.65 to 0.9 of its length, and no atoms closer than `walls`."""
+    rng = source.rng
+    while True:
+        atoms = source.one()
+        pairs = bonds(atoms)
+        kinds = [tuple(sorted(atoms.numbers[[i, j]])) for i, j in pairs]
+        chosen = sorted(set(kinds))[rng.integers(len(set(kinds)))]
+        some = [bond for bond, kind in zip(pairs, kinds) if kind == chosen]
+        moved = stretched(thermal(atoms, pairs, 200.0, rng), some, rng, (0.65, 0.9))
+        if closeness(moved, walls) >= 1.0:
+            return named(moved, "pressed", [atoms], number)
+
+
+def pushed(source: Source, counts: dict[str, int], walls: np.ndarray, first: int = 0) -> list[Atoms]:
+    """`counts` frames of the kinds collision, of every two elements that there are alike, and pressed, none closer than `walls`."""
+    known = [symbols for symbols in PAIRS if all(len(source.holders[symbol][0]) for symbol in symbols)]
+    frames = []
+    for number in range(first, first + counts.get("collision", 0)):
+        symbols = known[number % len(known)]
+        frames.append(collision(source, symbols if source.rng.uniform() < 0.5 else symbols[::-1], walls, number))
+    return frames + [pressed(source, walls, number) for number in range(first, first + counts.get("pressed", 0))]

@@ -1,6 +1,7 @@
 """Sampling and labels, every step minutes at most; files are compact (mlff.train.frames), and one that is there is not made again.
 
     python sample.py scans molecules.npz scans.npz --count 20000           by geometry: torsions, dimers, contacts ...
+    python sample.py pairs molecules.npz pairs.npz --count 16000           atoms as close as AIMNet2's repulsion reaches
     python sample.py run molecules.npz md.npz --count 2000 --teacher       by dynamics, driven by AIMNet2
     python sample.py run molecules.npz md.npz --count 2000 --student a.safetensors
     python sample.py label scans.npz md.npz labelled.npz                   energies, forces and ensemble spread of AIMNet2
@@ -24,13 +25,16 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import molecule
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, covalent_radii
 from ase.data.g2 import molecule_names
 from ase.data.s22 import create_s22_system, get_number_of_dimer_atoms, s22
 from rich.console import Console
 from rich.progress import track
 
-from geometry import ELEMENTS, HELD_OUT, TRAINING, VALIDATION, Source, flown_apart, scans, side, starts
+from geometry import (
+    ELEMENTS, HELD_OUT, PAIRS, TRAINING, VALIDATION, Source, bare_pairs, flown_apart, has_hole, pair, pushed, scans, side, starts,
+    wall, walls_of,
+)  # fmt: skip
 from mlff.files import replacing
 from mlff.painn import load_checkpoint
 from mlff.train.data import element_shifts
@@ -45,6 +49,8 @@ SCANS = {  # shares of the frames made by geometry
     "conformer": 0.08, "thermal": 0.22, "torsion": 0.22, "stretch": 0.12, "scaled": 0.06, "dimer": 0.18, "contact": 0.06,
     "cluster": 0.06,
 }  # fmt: skip
+PUSHED = {"collision": 0.75, "pressed": 0.25}  # of the frames of close atoms, besides bare pairs
+BARE = 60  # bare pairs of every two elements
 STARTS = {"molecule": 0.65, "dimer": 0.23, "cluster": 0.12}  # of the systems that dynamics starts from
 
 
@@ -71,6 +77,41 @@ def drawn(args, make, shares: dict[str, float], *more) -> list[Atoms]:
 
 def make_scans(args) -> None:
     save(args.target, [rounded(atoms) for atoms in drawn(args, scans, SCANS)])
+
+
+def too_hard(forces: np.ndarray, args) -> bool:
+    """Whether forces [N, 3] are beyond what a teacher is asked for."""
+    return bool(np.linalg.norm(forces, axis=1).max() > args.max_force)
+
+
+def too_uncertain(forces: np.ndarray, spread: np.ndarray, args) -> bool:
+    """Whether the teacher's members differ by too much about the force on an atom; for large ones in relation to it."""
+    return bool((spread - args.relative_spread * np.linalg.norm(forces, axis=1)).max() > args.max_spread)
+
+
+def measured_walls(args) -> np.ndarray:
+    """How close atoms of two elements come before the teacher fails, alone with each other (geometry.wall); Angstrom [Z, Z]."""
+    teacher, walls = load_teacher("aimnet2", args.device), np.full((36, 36), np.nan)
+    for symbols in progress(PAIRS, "walls"):
+        i, j = (atomic_numbers[symbol] for symbol in symbols)
+        distances = np.arange(0.62, 1.3, 0.01) * (covalent_radii[i] + covalent_radii[j])
+        results = teacher.evaluate([pair(symbols, distance) for distance in distances])
+        forces = np.array([r["forces"][1, 2] for r in results])
+        trusted = [not (too_hard(r["forces"], args) or too_uncertain(r["forces"], r["force_spread"], args)) for r in results]
+        walls[i, j] = walls[j, i] = wall(distances, forces, np.array(trusted))
+    return walls
+
+
+def make_pairs(args) -> None:
+    """Atoms as close as the teacher's repulsion reaches: bare pairs of every two elements, collisions, bonds pressed together."""
+    walls = measured_walls(args)
+    for symbols in PAIRS:
+        i, j = (atomic_numbers[symbol] for symbol in symbols)
+        print(f"{'-'.join(symbols)}: {walls[i, j]:.2f} A, {walls[i, j] / (covalent_radii[i] + covalent_radii[j]):.2f} of the radii")
+    frames = [] if args.side in ("validation", "held_out") else bare_pairs(walls, BARE, np.random.default_rng(args.seed))
+    for atoms in frames:
+        atoms.info["trajectory"] = f"{args.prefix}{args.seed}-{atoms.info['trajectory']}"
+    save(args.target, [rounded(atoms) for atoms in frames + drawn(args, pushed, PUSHED, walls)])
 
 
 def potential(args) -> Potential:
@@ -125,12 +166,13 @@ def make_labels(args) -> None:
     frames = [atoms for path in args.source for atoms in load(path)]
     labelled, provenance = labels(frames, args.device, args.max_pairs)
     finite = [atoms for atoms in labelled if all(np.isfinite(value).all() for value in atoms.calc.results.values())]
-    forces = np.array([np.linalg.norm(atoms.calc.results["forces"], axis=1).max() for atoms in finite])
-    spread = np.array([atoms.arrays["force_spread"].max() for atoms in finite])
-    kept = [atoms for atoms, f, s in zip(finite, forces, spread) if f <= args.max_force and s <= args.max_spread]
-    limits = {"max_force_eV_A": args.max_force, "max_spread_eV_A": args.max_spread}
-    left_out = {"not_finite": len(labelled) - len(finite), "max_force": int((forces > args.max_force).sum())}
-    left_out["max_spread"] = int(((spread > args.max_spread) & (forces <= args.max_force)).sum())
+    soft = [atoms for atoms in finite if not too_hard(atoms.calc.results["forces"], args)]
+    certain = [atoms for atoms in soft if not too_uncertain(atoms.calc.results["forces"], atoms.arrays["force_spread"], args)]
+    walls = walls_of(frames)
+    kept = [a for a in certain if a.info["kind"] == "pair" or not has_hole(a, a.calc.results["forces"], walls)]
+    limits = {"max_force_eV_A": args.max_force, "max_spread_eV_A": args.max_spread, "relative_spread": args.relative_spread}
+    left_out = {"not_finite": len(labelled) - len(finite), "max_force": len(finite) - len(soft)}
+    left_out.update(max_spread=len(soft) - len(certain), hole=len(certain) - len(kept))
     save(args.target, kept)
     record = {"teacher": provenance, **limits, "left_out": left_out, "labelled": len(kept)}
     with replacing(args.target.with_suffix(".json")) as unfinished:
@@ -232,11 +274,18 @@ def main() -> None:
         p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         return p
 
-    for name, function, count in (("scans", make_scans, 20000), ("run", run, 2000)):
+    def limits(p, force: float, relative_spread: float) -> None:
+        p.add_argument("--max-force", type=float, default=force, help="eV/Angstrom; what is above it is left out")
+        p.add_argument("--max-spread", type=float, default=4.0, help="eV/Angstrom, of any atom; what is above it is left out")
+        p.add_argument("--relative-spread", type=float, default=relative_spread, help="so much of the atom's force on top")
+
+    for name, function, count in (("scans", make_scans, 20000), ("pairs", make_pairs, 16000), ("run", run, 2000)):
         p = command(name, function, "1")
-        p.add_argument("--count", type=int, default=count, help="frames (scans) or systems (run)")
+        p.add_argument("--count", type=int, default=count, help="systems of dynamics (run) or frames (of pairs: besides bare ones)")
         p.add_argument("--side", choices=SIDES, help="of the split; all of them, by their shares, without it")
         p.add_argument("--prefix", default=name, help="of the trajectories' names: one per round of sampling")
+        if name == "pairs":
+            limits(p, 70.0, 0.2)
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--teacher", action="store_true")
     which.add_argument("--student", type=Path, help="checkpoint, or the model.pt of mlff-export")
@@ -251,8 +300,7 @@ def main() -> None:
     p.add_argument("--friction", type=float, default=0.02, help="1/fs")
 
     p = command("label", make_labels, "+")
-    p.add_argument("--max-force", type=float, default=30.0, help="eV/Angstrom; frames above it are left out")
-    p.add_argument("--max-spread", type=float, default=4.0, help="eV/Angstrom, of any atom; frames above it are left out")
+    limits(p, 30.0, 0.0)
     p.add_argument("--max-pairs", type=int, default=0, help="pairs of atoms at once, 20 kB each; 0: as the teacher says")
     p = command("quench", quench, "1")
     p.add_argument("--count", type=int, default=60, help="molecules")
