@@ -229,7 +229,7 @@ def test_jackknife_counts_correlated_values_once():
 
 
 def test_water_of_a_teacher_by_reweighting(student, tmp_path, monkeypatch):
-    """A teacher that is the model itself has the model's averages, to the same bits."""
+    """A teacher that is the model itself has the model's averages."""
     model = MLFFCalculator(student)
     teacher = of_calculator(model, {"name": "Itself"}, elements=frozenset({1, 8}))
     path = tmp_path / "itself.json"
@@ -239,9 +239,12 @@ def test_water_of_a_teacher_by_reweighting(student, tmp_path, monkeypatch):
     report = validate(student, report=tmp_path / "r.html", suite="water", reference_file=path, settings=QUICK)
     rows, parts, mine = by_name(report.checks), data["parts"], report.measured
     assert parts["liquid"]["effective"] == pytest.approx(10) and parts["pressure"]["frames"] == 8
-    assert parts["liquid"]["peaks"] == mine["liquid"]["peaks"] and parts["liquid"]["rdf"] == mine["liquid"]["rdf"]
+    for pair, peak in mine["liquid"]["peaks"].items():
+        for key, value in peak.items():
+            assert parts["liquid"]["peaks"][pair][key] == pytest.approx(value, rel=1e-9, abs=1e-9)
+    assert parts["liquid"]["rdf"] == mine["liquid"]["rdf"]
     assert parts["pressure"]["density"] == pytest.approx(mine["pressure"]["density"], rel=1e-12)
-    assert rows["O-O peak, height, Itself"].value == rows["O-O peak, height"].value and rows["density, deviation"].value < 1e-9
+    assert rows["O-O peak, height, deviation"].value < 1e-9 and rows["density, deviation"].value < 1e-9
     assert "diffusion, deviation" not in rows and parts["liquid"]["diffusion"] is None
     page = (tmp_path / "r.html").read_text()
     assert "10 frames of which reweighted (to first order" in page and "reweighted from" in page

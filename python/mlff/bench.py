@@ -238,6 +238,7 @@ class Peers:
         loaded, (_, tensors) = load_checkpoint(path), payload.unpack(payload.find(model_path))
         if not np.array_equal(loaded.embedding.detach().numpy(), tensors["embedding"]):
             raise ValueError(f"{path} does not hold the weights of {model_path}: peers must be of the same model")
+        loaded.extrapolation = None  # no grades are timed
         self.device, self.cutoff = torch.device(device), loaded.config.cutoff
         self.model = Indexed(loaded.config)
         self.model.load_state_dict(loaded.state_dict())

@@ -299,7 +299,7 @@ print "$(press:%.12g) $(c_kinetic:%.12g) $(c_pair:%.12g)" file pressure.txt
 def test_nve_conserves_energy(ranks, model_file, tmp_path):
     """The error of velocity Verlet shrinks with the square of the time step: no force is missing and none is stale."""
     deviations = []
-    for dt, steps in ((0.0004, 40), (0.0002, 80)):
+    for dt, steps in ((0.0002, 80), (0.0001, 160)):  # short: atoms without bonds bounce off their walls
         script = start(tmp_path, water_box(3), model_file) + f"""
 velocity all create 300 1
 fix move all nve
