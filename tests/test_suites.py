@@ -229,7 +229,7 @@ def test_jackknife_counts_correlated_values_once():
 
 
 def test_water_of_a_teacher_by_reweighting(student, tmp_path, monkeypatch):
-    """A teacher that is the model itself has the model's averages."""
+    """A teacher that is the model itself has the model's averages, to the rounding of a sum with equal weights against a mean."""
     model = MLFFCalculator(student)
     teacher = of_calculator(model, {"name": "Itself"}, elements=frozenset({1, 8}))
     path = tmp_path / "itself.json"
@@ -241,7 +241,7 @@ def test_water_of_a_teacher_by_reweighting(student, tmp_path, monkeypatch):
     assert parts["liquid"]["effective"] == pytest.approx(10) and parts["pressure"]["frames"] == 8
     for pair, peak in mine["liquid"]["peaks"].items():
         for key, value in peak.items():
-            assert parts["liquid"]["peaks"][pair][key] == pytest.approx(value, rel=1e-9, abs=1e-9)
+            assert parts["liquid"]["peaks"][pair][key] == pytest.approx(value, rel=1e-12, abs=1e-12)
     assert parts["liquid"]["rdf"] == mine["liquid"]["rdf"]
     assert parts["pressure"]["density"] == pytest.approx(mine["pressure"]["density"], rel=1e-12)
     assert rows["O-O peak, height, deviation"].value < 1e-9 and rows["density, deviation"].value < 1e-9
@@ -308,6 +308,20 @@ def test_correction_for_the_size_of_the_box():
     result = {"diffusion": 0.2, "edge": 12.42}
     assert water.corrected(result) - 0.2 == pytest.approx(0.0588, abs=0.001)
     assert water.corrected({"diffusion": None, "edge": 12.0}) is None
+
+
+def test_liquid_of_the_general_checks():
+    """The frames that are shipped: whole molecules at the experimental density, no two frames alike, close but not too close."""
+    frames = water.samples(measurement.Job(EMT(), ["H", "O"], Settings()))
+    liquid = [atoms for atoms in frames.values() if atoms.info["kind"] == "liquid"]
+    assert len(frames) == 12 and len(liquid) == 6
+    for atoms in liquid:
+        assert atoms.get_chemical_formula() == "H128O64" and atoms.pbc.all()
+        assert water.density(atoms.get_masses(), atoms.cell.array[None])[0] == pytest.approx(water.DENSITY)
+        bonds = [atoms.get_distance(o, o + h) for o in range(0, 192, 3) for h in (1, 2)]
+        oxygen = atoms[atoms.numbers == 8].get_all_distances(mic=True) + 9 * np.eye(64)
+        assert 0.85 < min(bonds) and max(bonds) < 1.15 and 2.3 < oxygen.min() < 2.8
+    assert all(abs(a.positions - b.positions).max() > 1 for a, b in zip(liquid, liquid[1:]))
 
 
 def test_water_box():

@@ -28,8 +28,7 @@ from mlff.train import data
 SPLIT = {"validation": 0.05, "held_out": 0.1, "seed": 1}  # as in mgo.yaml
 A = 4.25  # Angstrom, the teacher's lattice constant
 # The teacher's own repulsion has holes: in the crystal it attracts Mg to O below 1.0, Mg to Mg below 1.1, and two bare Mg
-# below 1.2 Angstrom. No frame goes where it does not repel; the student's own repulsion (ZBL) takes over there. It begins
-# at 0.92 Angstrom between two O, so that far the data must go.
+# below 1.2 Angstrom. No frame goes where it does not repel; the student's own repulsion (ZBL) begins where the data end.
 CLOSEST = {("Mg", "Mg"): 1.5, ("Mg", "O"): 1.2, ("O", "O"): 0.85}  # Angstrom
 SHARES = {  # of the frames by geometry
     "phonon": 0.15, "displaced": 0.16, "volume": 0.12, "strained": 0.16, "vacancy": 0.10, "frenkel": 0.04, "surface": 0.11,

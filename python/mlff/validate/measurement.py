@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Callable
 
+import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
@@ -451,6 +453,12 @@ def jackknife(estimate: Callable[[np.ndarray], object], count: int, blocks: int 
         return whole, np.full_like(whole, np.nan)
     without = np.array([estimate(np.setdiff1d(series, block)) for block in np.array_split(series, blocks)], float)
     return whole, np.sqrt((blocks - 1) / blocks * ((without - without.mean(0)) ** 2).sum(0))
+
+
+def shipped_structures(name: str) -> list[Atoms]:
+    """The frames of a file in mlff/structures."""
+    with (files("mlff") / "structures" / name).open() as file:
+        return ase.io.read(file, index=":", format="extxyz")
 
 
 def block_error(values: np.ndarray, blocks: int = 5) -> float:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
-from importlib.resources import files
 from zlib import crc32
 
 import ase.data.s22 as s22_data
-import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.build import minimize_rotation_and_translation, molecule
@@ -30,7 +28,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import mannwhitneyu
 
 from .checks import Check, compare_parts, conservation, failed, png
-from .measurement import TIMESTEP, Breakdown, Job, dynamics, nve, relax, thermalize
+from .measurement import TIMESTEP, Breakdown, Job, dynamics, nve, relax, shipped_structures, thermalize
 
 KCAL = units.kcal / units.mol
 CARBENES = ("CH2_s1A1d", "SiH2_s1A1d")  # closed shells on paper
@@ -57,11 +55,9 @@ def known(frames: dict[str, Atoms], job: Job, few: int) -> dict[str, Atoms]:
 
 def conformer_structures() -> dict[str, list[Atoms]]:
     """The conformers that are shipped, by molecule. info["torsion"] [4] names the atoms of a dihedral angle."""
-    path = files("mlff") / "structures" / "conformers.extxyz"
     molecules: dict[str, list[Atoms]] = defaultdict(list)
-    with path.open() as file:
-        for atoms in ase.io.read(file, index=":", format="extxyz"):
-            molecules[atoms.info["molecule"]].append(atoms)
+    for atoms in shipped_structures("conformers.extxyz"):
+        molecules[atoms.info["molecule"]].append(atoms)
     return dict(molecules)
 
 
@@ -183,8 +179,7 @@ def extrapolation(job: Job) -> dict:
 
 def out_of_domain() -> list[Atoms]:
     """Ions, radicals and unusual molecules (examples/validate/out_of_domain.py made them), info["kind"]."""
-    with (files("mlff") / "structures" / "out-of-domain.extxyz").open() as file:
-        return ase.io.read(file, index=":", format="extxyz")
+    return shipped_structures("out-of-domain.extxyz")
 
 
 PARTS = {"conformers": conformers, "torsions": torsions, "vibrations": vibrations, "interactions": interactions}

@@ -6,9 +6,6 @@ compared at the same volume; the density comes from a run at constant pressure.
 
 from __future__ import annotations
 
-from importlib.resources import files
-
-import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.build import molecule
@@ -18,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
 from .checks import Check, compare_parts, conservation, png
-from .measurement import TIMESTEP, Job, block_error, dynamics, ensemble, jackknife, nve, relax, thermalize
+from .measurement import TIMESTEP, Job, block_error, dynamics, ensemble, jackknife, nve, relax, shipped_structures, thermalize
 
 TEMPERATURE = 300.0  # K
 PRESSURE = 1.0  # bar
@@ -164,8 +161,7 @@ def samples(job: Job) -> dict[str, Atoms]:
     if job.settings.quick:
         liquid = [box(2, job.rng(3))]
     else:
-        with (files("mlff") / "structures" / "water.extxyz").open() as file:
-            liquid = ase.io.read(file, index=":", format="extxyz")
+        liquid = shipped_structures("water.extxyz")
     frames = {}
     for k, atoms in enumerate(liquid):
         alone = molecule("H2O")
