@@ -3,9 +3,11 @@
     python benchmarks/nve.py                                      # 64 molecules of water, 10 ps in LAMMPS on two ranks
     python benchmarks/nve.py --engine lammps --device cuda --molecules 216 --steps 100000
     python benchmarks/nve.py --engine openmm --device cuda --molecules 216 --steps 100000
-    python benchmarks/nve.py --model organics --structure aspirin.xyz --device cuda --ranks 1 --steps 1000000
+    python benchmarks/nve.py --model organics --structure python/mlff/structures/conformers.extxyz@0 --device cuda --ranks 1 --steps 1000000
+    ase build MgO mgo.extxyz -x rocksalt -a 4.252 --cubic -r 3,3,3
+    python benchmarks/nve.py --model mgo --structure mgo.extxyz --device cuda --ranks 1 --steps 1000000
 
-Writes benchmarks/results/nve-NAME.json and .png, NAME being water or that of the structure; with a GPU nve-NAME-ENGINE-cuda.
+Writes benchmarks/results/nve-MODEL-FORMULA.json and .png, on a GPU nve-MODEL-FORMULA-ENGINE-cuda.
 A structure in open space is put into a large periodic box. The drift is the slope of the total energy over the averages of ten
 blocks, with the standard error of that fit.
 """
@@ -113,8 +115,6 @@ def main():
     parser.add_argument("--steps", type=int, default=20000, help="steps of 0.5 fs")
     parser.add_argument("--ranks", type=int, default=2, help="of LAMMPS")
     args = parser.parse_args()
-    system = args.structure.stem if args.structure else "water"
-    name = f"nve-{system}" + (f"-{args.engine}-cuda" if args.device == "cuda" else "")
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -125,6 +125,7 @@ def main():
         if not atoms.pbc.any():
             atoms.center(vacuum=10.0)
             atoms.pbc = True
+        formula = atoms.get_chemical_formula()
         step, energy, temperature, seconds = {"lammps": run_lammps, "openmm": run_openmm}[args.engine](folder, atoms, args)
         sha256 = Model(folder / "model.pt").sha256
 
@@ -133,21 +134,22 @@ def main():
     blocks = np.array_split(np.arange(len(step)), 10)
     fit = linregress([picoseconds[b].mean() for b in blocks], [energy[b].mean() for b in blocks])
     results = {
-        "environment": environment("torch", "lammps", "openmm", "mlff", device=args.device), "model": args.model, "sha256": sha256,
-        "formula": atoms.get_chemical_formula(), "engine": args.engine, "device": args.device, "atoms": len(atoms), "steps": args.steps,
+        "environment": environment("torch", "lammps", "openmm", "mlff", device=args.device), "model": Path(args.model).stem, "sha256": sha256,
+        "formula": formula, "engine": args.engine, "device": args.device, "atoms": len(atoms), "steps": args.steps,
         "ms_per_step": 1e3 * seconds / args.steps,
         "picoseconds": float(picoseconds[-1]), "timestep_fs": 1e3 * TIME_STEP, "temperature_K_mean": float(temperature.mean()),
         "temperature_K_by_quarter": [float(q.mean()) for q in np.array_split(temperature, 4)],
         "drift_meV_per_atom_per_ns": 1e3 * float(fit.slope), "drift_standard_error": 1e3 * float(fit.stderr),
         "fluctuation_meV_per_atom": float((energy - np.polyval(np.polyfit(picoseconds, energy, 1), picoseconds)).std()),
     }  # fmt: skip
+    name = f"nve-{Path(args.model).stem}-{formula}" + (f"-{args.engine}-cuda" if args.device == "cuda" else "")
     path = write_results(name, results)
 
     figure, axes = plt.subplots(2, 1, sharex=True, figsize=(7, 5), constrained_layout=True)
     axes[0].plot(picoseconds, energy, lw=0.6)
     axes[0].set_ylabel("total energy / (meV/atom)")
     engine = {"lammps": "LAMMPS", "openmm": "OpenMM"}[args.engine]
-    title = f"{args.model}: {atoms.get_chemical_formula()}, NVE in {engine}, {args.device}, drift {1e3 * fit.slope:.1f} ± {1e3 * fit.stderr:.1f} meV/atom/ns"
+    title = f"{Path(args.model).stem}: {formula}, NVE in {engine}, {args.device}, drift {1e3 * fit.slope:.1f} ± {1e3 * fit.stderr:.1f} meV/atom/ns"
     axes[0].set_title(title, fontsize=10)
     axes[1].plot(picoseconds, temperature, lw=0.6, color="C1")
     axes[1].set(xlabel="time / ps", ylabel="temperature / K")

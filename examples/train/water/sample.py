@@ -47,7 +47,7 @@ KINDS = {
     "large": (0.06, LARGE, (0.95, 1.05), ((350, 450), (280, 350))),
 }
 TORN = 3.0  # Angstrom between an oxygen atom and one of its hydrogen atoms: nothing to learn from
-TOUCHING = {"O-O": (1.0, 3.0), "O-H": (0.65, 2.1), "H-H": (0.35, 1.8)}  # Angstrom, of two molecules in open space
+TOUCHING = {"O-O": (1.0, 3.0), "O-H": (0.65, 2.1), "H-H": (0.5, 1.8)}  # Angstrom, of two molecules in open space
 BOND = (0.55, 2.4)  # Angstrom, of a molecule in open space
 CLOSEST = {"O-O": (1.8, 2.6), "O-H": (0.95, 1.6), "H-H": (0.6, 1.7)}  # Angstrom, of molecules pushed together
 
