@@ -89,6 +89,9 @@ def cuda_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
             weights[w + "q_s"] = padded(more_rows(q_s, sizes.moments), sizes.moments, full)
             q_vpq = torch.cat([q_v, q_v @ u["vu"]], 1)
             weights[w + "q_vpq"] = padded(more_rows(q_vpq, sizes.moments), sizes.moments, 3 * full)
+            of_scalars = u["w1"][: config.features]
+            weights[w + "q_hidden"] = padded(more_rows(q_s @ of_scalars, sizes.moments), sizes.moments, full)
+            weights[w + "embedding_hidden"] = padded(model.embedding @ of_scalars, len(config.species), full)
         else:
             for name, shape in (("w1", (full, full)), ("b1", (full,)), ("w2", (full, 3 * full)), ("b2", (3 * full,))):
                 weights[w + "source." + name] = padded(layer.source[name], *shape)

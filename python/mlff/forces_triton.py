@@ -245,9 +245,11 @@ def force_stages(plan, large: bool = False) -> List[Dict[str, Any]]:
     def stage(name: str, args: str, grid: List[Any], kind: str) -> Dict[str, Any]:
         return plan.stage(name, [*args.split(), *capacities], grid, kind)
 
-    plan.launch("forces", forces, warps=1, BLOCK=32)
+    name = "forces.large" if large else "forces.small"
+    warps = 1 if large else 2  # few atoms leave most of a GPU idle
+    plan.launch(name, forces, warps=warps, BLOCK=32 * warps)
     args = "counts flags order edge_count neighbors reverse slot geometry gradient forces atom_virial"
-    stages = [stage("forces", args, ["total", 1, 1], "backward")]
+    stages = [stage(name, args, ["total", 1, 1], "backward")]
     for kind in ("backward", "energy"):
         backward = kind == "backward"
         if large:

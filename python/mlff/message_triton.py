@@ -12,10 +12,10 @@ The atom-wise kernels have the form of dense_triton.py.
 import triton
 import triton.language as tl
 
-from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, store_hidden, weights
+from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, silu, silu_slope, store_hidden, weights
 from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
 from .launch_triton import previous_kernel
-from .update_triton import load_sum, load_vector
+from .update_triton import load_sum, load_vector, mix_gradient
 
 
 @triton.jit
@@ -133,6 +133,61 @@ def source_features_backward(
 
 
 @triton.jit
+def source_merged(
+    counts, s, v, w1, b1, w2, b2, slope, x, x_vv, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """source_hidden and source_features: every program makes the hidden layer of its rows again."""
+    ACROSS: tl.constexpr = 3 * F // BN
+    row, c = place(ACROSS, BM, BN)
+    k = tl.arange(0, F)
+    h_hi, h_lo = weights(w1 + k[:, None] * F + k[None, :], F * F)
+    w_hi, w_lo = weights(w2 + k[:, None] * (3 * F) + c, 3 * F * F)
+    k = k[None, :]
+    of_units, bias = tl.load(b1 + k), tl.load(b2 + c)
+    previous_kernel()
+    is_vv = tl.program_id(0) % ACROSS >= 2 * F // BN
+    # Loaded by all, so that those who need them do not wait for them at the end.
+    v_0, v_1, v_2 = load_vector(v + row * (3 * F) + tl.where(is_vv, c - 2 * F, 0), F)
+    h = product(tl.load(s + row * F + k), h_hi, h_lo) + of_units
+    value = product(silu(h), w_hi, w_lo) + bias
+    out = x + row * (5 * F) + c
+    if is_vv:
+        tl.store(x_vv + row * F - 2 * F + c, value)
+        tl.store(out, value * v_0)
+        tl.store(out + F, value * v_1)
+        tl.store(out + 2 * F, value * v_2)
+    else:
+        tl.store(out, value)
+    if tl.program_id(0) % ACROSS == 0:
+        tl.store(slope + row * F + k, silu_slope(h))
+
+
+@triton.jit
+def source_merged_backward(
+    counts, g, g_x, slope, w2, w1, parts, F: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """source_hidden_backward and source_features_backward: a program has H hidden units.
+
+    parts [local, F / H, F]: dE/ds before the message layer, F / H numbers to add up; the first of them has that past the layer (g).
+    """
+    ACROSS: tl.constexpr = F // H * (F // BN)
+    row, c = place(ACROSS, BM, BN)
+    part = tl.program_id(0) % ACROSS // (F // BN)
+    k, unit = tl.arange(0, F), part * H + tl.arange(0, H)
+    w = w2 + unit[None, :] * (3 * F) + k[:, None]
+    hi_0, lo_0 = weights(w, 3 * F * F)
+    hi_1, lo_1 = weights(w + F, 3 * F * F)
+    hi_2, lo_2 = weights(w + 2 * F, 3 * F * F)
+    to_hi, to_lo = weights(w1 + (c - part * F) * F + unit[:, None], F * F)
+    factor = tl.load(slope + row * F + unit[None, :])
+    past = tl.load(g + row * (4 * F) + c - part * F)
+    previous_kernel()
+    g_0, g_1, g_2 = load_vector(g_x + row * (3 * F) + k[None, :], F)
+    g_h = product(g_0, hi_0, lo_0) + product(g_1, hi_1, lo_1) + product(g_2, hi_2, lo_2)
+    tl.store(parts + row * (F * (F // H)) + c, tl.where(part == 0, past, 0.0) + product(g_h * factor, to_hi, to_lo))
+
+
+@triton.jit
 def filter_weights(filter, k, c, F: tl.constexpr, KB: tl.constexpr):
     """Columns c of the three blocks of a filter [2 KB, 3F], each [KB, C]: their hi parts, then their lo parts."""
     w = filter + k[:, None] * (3 * F) + c[None, :]
@@ -239,22 +294,25 @@ def message_backward(
             u_1 = tl.load(geometry + e * 4 + 1)[:, None]
             u_2 = tl.load(geometry + e * 4 + 2)[:, None]
             g_i = g + i[:, None] * (4 * F) + c[None, :]
-            if TILE == 1:
+            if TILE == 1:  # with more rows it would take too many registers
+                f_s, f_vs, f_vv = filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(b, b_lo, w_vv, r_vv, BE, C)
+                d_s = filter_product(db, db_lo, w_s, r_s, BE, C)
+                d_vs, d_vv = filter_product(db, db_lo, w_vs, r_vs, BE, C), filter_product(db, db_lo, w_vv, r_vv, BE, C)
                 previous_kernel()
             g_is, g_i0, g_i1, g_i2 = tl.load(g_i), tl.load(g_i + F), tl.load(g_i + 2 * F), tl.load(g_i + 3 * F)
-            g_s += g_is * filter_product(b, b_lo, w_s, r_s, BE, C)
-            g_d = g_is * x_s * filter_product(db, db_lo, w_s, r_s, BE, C)
+            g_s += g_is * (f_s if TILE == 1 else filter_product(b, b_lo, w_s, r_s, BE, C))
+            g_d = g_is * x_s * (d_s if TILE == 1 else filter_product(db, db_lo, w_s, r_s, BE, C))
             along = -(u_0 * g_i0 + u_1 * g_i1 + u_2 * g_i2)
-            f = filter_product(b, b_lo, w_vs, r_vs, BE, C)
+            f = f_vs if TILE == 1 else filter_product(b, b_lo, w_vs, r_vs, BE, C)
             g_vs += along * f
             g_u = -x_vs * f
             d_0, d_1, d_2 = UNSCALE * tl.sum(g_u * g_i0, 1), UNSCALE * tl.sum(g_u * g_i1, 1), UNSCALE * tl.sum(g_u * g_i2, 1)
-            g_d += along * x_vs * filter_product(db, db_lo, w_vs, r_vs, BE, C)
-            f = filter_product(b, b_lo, w_vv, r_vv, BE, C)
+            g_d += along * x_vs * (d_vs if TILE == 1 else filter_product(db, db_lo, w_vs, r_vs, BE, C))
+            f = f_vv if TILE == 1 else filter_product(b, b_lo, w_vv, r_vv, BE, C)
             g_0 += f * g_i0
             g_1 += f * g_i1
             g_2 += f * g_i2
-            g_d += (x_0 * g_i0 + x_1 * g_i1 + x_2 * g_i2) * filter_product(db, db_lo, w_vv, r_vv, BE, C)
+            g_d += (x_0 * g_i0 + x_1 * g_i1 + x_2 * g_i2) * (d_vv if TILE == 1 else filter_product(db, db_lo, w_vv, r_vv, BE, C))
             d_d = UNSCALE * tl.sum(g_d, 1)
             out = pair_gradient + e * (4 * (F // C)) + 4 * slice
             if ADD:
@@ -320,6 +378,37 @@ def message_first_backward(
         a = g_pq + row * (6 * F) + axis * (2 * F) + k[None, :]
         a_p, a_q = tl.load(a), tl.load(a + F)
         value += product(a_p, p_hi, p_lo) + product(a_q, q_hi, q_lo)
+    tl.store(g_moments + row * (4 * SKP) + c, value)
+
+
+@triton.jit
+def message_first_merged_backward(
+    counts, g_s, g, pq, gates, parts, q_s, q_vpq, g_moments, F: tl.constexpr, SKP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SUMMANDS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, ONLY: tl.constexpr, EPSILON: tl.constexpr,
+):
+    """message_first_backward from what update_merged_backward gives, as update_mix_merged_backward."""
+    ACROSS: tl.constexpr = 4 * SKP // BN
+    row, c = place(ACROSS, BM, BN)
+    axis = tl.program_id(0) % ACROSS // (SKP // BN) - 1  # -1: of the scalars
+    down, k = tl.arange(0, F)[:, None], tl.arange(0, F)[None, :]
+    m = c - (1 + axis) * SKP
+    parts += row * (2 * F * PARTS) + k
+    if axis < 0:
+        w_hi, w_lo = weights(q_s + m * F + down, SKP * F)
+        own = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
+        previous_kernel()
+        value = product(own + load_sum(parts, 2 * F, PARTS), w_hi, w_lo)
+    else:
+        w = q_vpq + m * (3 * F) + down
+        p_hi, p_lo = weights(w + F, SKP * 3 * F)
+        q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
+        g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, ONLY, EPSILON)
+        value = product(g_q, q_hi, q_lo)
+        if not ONLY:
+            w_hi, w_lo = weights(w, SKP * 3 * F)
+            value += product(tl.load(g + row * (4 * F) + (1 + axis) * F + k), w_hi, w_lo)
+        previous_kernel()
+        value += product(g_p + along * load_sum(parts + F, 2 * F, PARTS), p_hi, p_lo)
     tl.store(g_moments + row * (4 * SKP) + c, value)
 
 

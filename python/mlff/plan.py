@@ -201,7 +201,10 @@ class Schedule:
         wide: of those that keep more beside it.
         early_exit: whether programs look if they have atoms, for a capacity that exceeds the atoms by many blocks.
         tile: rows that a program of the message kernels treats one after the other.
-        edges, edge_warps: of a block of edges in the kernels with one edge a thread.
+        message_edges, message_warps: of a block of edges in the message kernels.
+        edges, edge_warps: the same in the kernels with one edge a thread.
+        merged: of kernels with a hidden layer and what comes of it, forward; None if those are two kernels.
+        merged_backward: the same backward, where a program has as many ``units`` of the hidden layer.
     """
 
     name: str
@@ -209,15 +212,28 @@ class Schedule:
     wide: Blocks
     early_exit: bool
     tile: int
+    message_edges: int
+    message_warps: int
     edges: int
     edge_warps: int
+    merged: Optional[Blocks] = None
+    merged_backward: Optional[Blocks] = None
+    units: int = 32
 
 
 HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves: far below 65504 / 256, their lo parts far above the smallest half
 SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
-SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, edges=64, edge_warps=2)
-LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True, tile=8, edges=32, edge_warps=1)
-CHANNELS, EDGES = 16, 16  # of a program of the message kernels, which is one warp
+SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, message_edges=32, message_warps=2, edges=64,
+                 edge_warps=2, merged=Blocks(16, 32, 8), merged_backward=Blocks(16, 64, 4))
+LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True, tile=8, message_edges=16, message_warps=1, edges=32,
+                 edge_warps=1)
+CHANNELS = 16  # of a program of the message kernels
+MERGED_FEATURES = 128  # up to which weights of a whole hidden layer fit into a program
+
+
+def hidden_parts(schedule: Schedule, features: int) -> int:
+    """Among how many programs a merged kernel of the backward pass splits a hidden layer; 0 if the schedule has none."""
+    return max(1, features // schedule.units) if schedule.merged and features <= MERGED_FEATURES else 0
 
 
 def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> CudaPlan:
@@ -230,7 +246,7 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
     sizes = CudaSizes.of(config)
     f, n = sizes.features, config.layers
     plan = CudaPlan(cuda_tensor_dtypes(config))
-    halves = 2 * sizes.basis_block
+    halves, parts = 2 * sizes.basis_block, hidden_parts(SMALL, f)
     for name, width, dtype in (("basis", halves, "f16"), ("slope", halves, "f16"), ("repulsion_slope", 1, "f32"),
                                ("gradient", 4, "f32")):
         plan.buffer(name, "edges", width, dtype)
@@ -239,7 +255,7 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
         plan.buffer("pair_gradient", "edges", 4 * f // CHANNELS)
         plan.buffer("g_x", "local", 3 * f)
     for name, width in (("moments", 4 * sizes.moments), ("g_moments", 4 * sizes.moments), ("s_mid", f), ("v_mid", 3 * f), ("s0", f), ("s1", f),
-                        ("g_pq", 6 * f), ("active", f), ("g_hidden", 3 * f)):
+                        ("g_pq", max(6, 2 * parts) * f), ("active", f), ("g_hidden", max(3, parts) * f)):
         plan.buffer(name, "local", width)
     for name in ("repulsion_energy", "row_energy"):
         plan.buffer(name, "local", 1, "f64")
@@ -271,6 +287,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     from . import filter_triton, message_triton, readout_triton, update_triton
 
     f, n, sk = sizes.features, config.layers, sizes.moments
+    parts = hidden_parts(schedule, f)
     stages: List[Dict[str, Any]] = []
 
     def add(launch, args: List[str], backward: bool = False) -> None:
@@ -282,14 +299,18 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         plan.launch(name, function, warps=warps, stages=3, **constants)
         return name, grid
 
-    def product_kernel(function: Callable, blocks: Blocks, suffix: str = "", width: int = f, **more):
-        """One product whose result has the given width."""
-        constants = {"F": f, **blocks.constants(f), "EXIT": schedule.early_exit, **more}
+    def atom_kernel(function: Callable, blocks: Blocks, suffix: str = "", width: int = f, **more):
+        """A kernel whose results have the given width."""
+        constants = {"F": f, **blocks.constants(f), **more}
         return launch(function, ["local", constants["BM"], width // constants["BN"]], blocks.warps, suffix, **constants)
 
+    def product_kernel(*args, **more):
+        """One product."""
+        return atom_kernel(*args, EXIT=schedule.early_exit, **more)
+
     def message_kernel(function: Callable, suffix: str = "", **more):
-        constants = {"F": f, "KB": sizes.basis_block, "TILE": schedule.tile, "C": CHANNELS, "BE": EDGES, **more}
-        return launch(function, ["local", schedule.tile, f // CHANNELS], 1, suffix, **constants)
+        constants = {"F": f, "KB": sizes.basis_block, "TILE": schedule.tile, "C": CHANNELS, "BE": schedule.message_edges, **more}
+        return launch(function, ["local", schedule.tile, f // CHANNELS], schedule.message_warps, suffix, **constants)
 
     narrow, wide = schedule.products, schedule.wide
     # Gaussians are a tensor of the payload; None, which is a constant of the kernel, stands for Bessel functions.
@@ -300,13 +321,23 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     rows = ["edge_count", "neighbors", "geometry"]
     add(radial, ["counts", "species", *rows, "distance", "cutoff", "pair_table", "basis", "slope", "moments", "repulsion_energy", "repulsion_slope",
                  "edge_capacity", *gaussians])
-    first = product_kernel(message_triton.message_first, narrow, width=10 * f, SKP=sk, BK=min(64, sk & -sk))
+    of_moments = {"SKP": sk, "BK": min(64, sk & -sk)}
+    first = product_kernel(message_triton.message_first, narrow, width=10 * f, **of_moments)
     mix = product_kernel(update_triton.update_mix, narrow, width=6 * f)
     update_hidden = product_kernel(update_triton.update_hidden, narrow, EPSILON=config.norm_epsilon)
     update = product_kernel(update_triton.update, wide, width=2 * f, LAST=False)
     update_last = product_kernel(update_triton.update, wide, ".last", LAST=True)
     source_hidden = product_kernel(message_triton.source_hidden, narrow)
     source = product_kernel(message_triton.source_features, narrow, width=3 * f)
+    if parts:
+        source_merged = atom_kernel(message_triton.source_merged, schedule.merged, width=3 * f)
+        no_moments = dict.fromkeys(("moments", "species", "embedding_hidden", "q_hidden"))
+        update_merged = {
+            (first, last): atom_kernel(update_triton.update_merged, schedule.merged, ".first" * first + ".last" * last,
+                                       width=(1 if last else 2) * f, LAST=last, FIRST=first, EPSILON=config.norm_epsilon,
+                                       **of_moments, **({} if first else no_moments))
+            for first, last in {(layer == 0, layer == n - 1) for layer in range(n)}
+        }
     message = message_kernel(message_triton.message)
     for layer in range(n):
         w = f"gpu.layers.{layer}."
@@ -316,14 +347,24 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
             add(first, ["counts", "moments", "species", "gpu.embedding", w + "q_s", w + "q_vpq", *mid, pq])
         else:
             x, s, v = f"x{layer}", f"s{(layer - 1) % 2}", f"v{layer}"
-            add(source_hidden, ["counts", s, w + "source.w1", w + "source.b1", "active", f"source_slope{layer}"])
-            add(source, ["counts", "active", v, w + "source.w2", w + "source.b2", x, f"x_vv{layer}"])
+            hidden, out, kept = [w + "source.w1", w + "source.b1"], [w + "source.w2", w + "source.b2"], f"source_slope{layer}"
+            if parts:
+                add(source_merged, ["counts", s, v, *hidden, *out, kept, x, f"x_vv{layer}"])
+            else:
+                add(source_hidden, ["counts", s, *hidden, "active", kept])
+                add(source, ["counts", "active", v, *out, x, f"x_vv{layer}"])
             stages.append({"kernel": "exchange", "pass": "forward", "args": [x]})
             add(message, ["counts", x, s, v, w + "filter", *rows, "basis", *mid, "edge_capacity"])
             add(mix, ["counts", "v_mid", w + "update.vu", pq])
-        add(update_hidden, ["counts", "s_mid", pq, w + "update.w1", w + "update.b1", "active", slope])
-        v_out = f"v{layer + 1}" if not last else "g_pq"  # the last layer writes none
-        add(update_last if last else update, ["counts", *mid, pq, "active", w + "update.w2", w + "update.b2", f"s{layer % 2}", v_out, f"gates{layer}"])
+        hidden, out = [w + "update.w1", w + "update.b1"], [w + "update.w2", w + "update.b2"]
+        # The last layer writes no vectors.
+        made = [f"s{layer % 2}", f"v{layer + 1}" if not last else "g_pq", f"gates{layer}"]
+        if parts:
+            from_moments = ["moments", "species", w + "embedding_hidden", w + "q_hidden"] if layer == 0 else []
+            add(update_merged[layer == 0, last], ["counts", *mid, pq, *hidden, *out, slope, *made, *from_moments])
+        else:
+            add(update_hidden, ["counts", "s_mid", pq, *hidden, "active", slope])
+            add(update_last if last else update, ["counts", *mid, pq, "active", *out, *made])
     read = product_kernel(readout_triton.readout, narrow, M=sizes.readout, BK=min(f, 16384 // sizes.readout))
     weights = [f"gpu.readout.{p}" for p in ("w1", "b1", "w2", "b2")]
     add(read, ["counts", f"s{(n - 1) % 2}", "species", *weights, "shift", "repulsion_energy", "row_energy", "g0"])
@@ -342,23 +383,46 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     source_hidden_back = product_kernel(message_triton.source_hidden_backward, narrow, width=3 * f)
     source_back = product_kernel(message_triton.source_features_backward, narrow)
     message_back = {last: message_kernel(message_triton.message_backward, "" if last else ".add", ADD=not last) for last in (True, False)}
-    first_back = product_kernel(message_triton.message_first_backward, narrow, width=4 * sk, BN=min(32, sk & -sk), ONLY=n == 1, SKP=sk)
+    to_moments = {"width": 4 * sk, "BN": min(32, sk & -sk), "ONLY": n == 1, "SKP": sk}
+    first_back = product_kernel(message_triton.message_first_backward, narrow, **to_moments)
+    if parts:
+        # dE/ds of a layer's output: of the last one in g0, of others the numbers that source_merged_backward leaves to be added up.
+        scalars = {True: ("g0", {"SUMMANDS": 1, "WIDTH": 4 * f}), False: ("g_hidden", {"SUMMANDS": parts, "WIDTH": parts * f})}
+        units, of_norm = {"H": f // parts}, {"PARTS": parts, "EPSILON": config.norm_epsilon}
+
+        def merged_pair(function: Callable, blocks: Blocks, **more):
+            return {last: atom_kernel(function, blocks, ".last" if last else "", LAST=last, **scalars[last][1], **more) for last in (True, False)}
+
+        back = merged_pair(update_triton.update_merged_backward, schedule.merged_backward, width=2 * parts * f, **units)
+        mix_back = merged_pair(update_triton.update_mix_merged_backward, narrow, width=3 * f, **of_norm)
+        source_back = atom_kernel(message_triton.source_merged_backward, schedule.merged_backward, width=parts * f, **units)
+        first_back = atom_kernel(message_triton.message_first_merged_backward, narrow, **to_moments, **scalars[n == 1][1], **of_norm)
     gradient = launch(message_triton.edge_gradient, ["local", 1, 1], schedule.edge_warps, S=sizes.species, K=sizes.basis, SKP=sk,
                       SLICES=f // CHANNELS if n > 1 else 0, BE=schedule.edges, **of_basis)
     for layer in reversed(range(n)):
-        w, last, pq = f"gpu.layers.{layer}.", layer == n - 1, f"pq{layer}"
-        add(hidden_back[last], ["counts", "g0", pq, w + "update.w2", "g_hidden"], backward=True)
-        add(back[last], ["counts", "g0", pq, f"gates{layer}", f"slope{layer}", "g_hidden", w + "update.w1", "g1", "g_pq"], backward=True)
+        w, last, pq, gates = f"gpu.layers.{layer}.", layer == n - 1, f"pq{layer}", f"gates{layer}"
+        if parts:
+            g_s = scalars[last][0]
+            add(back[last], ["counts", g_s, "g0", pq, f"slope{layer}", w + "update.w2", w + "update.w1", "g_pq"], backward=True)
+            mixed = ["counts", g_s, "g0", pq, gates, "g_pq"]
+        else:
+            add(hidden_back[last], ["counts", "g0", pq, w + "update.w2", "g_hidden"], backward=True)
+            add(back[last], ["counts", "g0", pq, gates, f"slope{layer}", "g_hidden", w + "update.w1", "g1", "g_pq"], backward=True)
+            mixed = ["counts", "g0", "g_pq"] if layer > 0 else ["counts", "g1", "g0", "g_pq"]
         if layer > 0:
-            add(mix_back[last], ["counts", "g0", "g_pq", w + "update.vu", "g1"], backward=True)
+            add(mix_back[last], [*mixed, w + "update.vu", "g1"], backward=True)
             stages.append({"kernel": "exchange", "pass": "backward", "args": ["g1"]})
             own = [f"x{layer}", f"x_vv{layer}", f"v{layer}"]
             add(message_back[last], ["counts", "g1", *own, w + "filter", *rows, "basis", "slope", "g_x", "g0", "pair_gradient", "edge_capacity"],
                 backward=True)
-            add(source_hidden_back, ["counts", "g_x", w + "source.w2", "g_hidden"], backward=True)
-            add(source_back, ["counts", "g1", f"source_slope{layer}", "g_hidden", w + "source.w1", "g0"], backward=True)
-    w = "gpu.layers.0."
-    add(first_back, ["counts", "g1", "g0", "g_pq", w + "q_s", w + "q_vpq", "g_moments"], backward=True)
+            kept = f"source_slope{layer}"
+            if parts:
+                add(source_back, ["counts", "g1", "g_x", kept, w + "source.w2", w + "source.w1", "g_hidden"], backward=True)
+            else:
+                add(source_hidden_back, ["counts", "g_x", w + "source.w2", "g_hidden"], backward=True)
+                add(source_back, ["counts", "g1", kept, "g_hidden", w + "source.w1", "g0"], backward=True)
+        else:
+            add(first_back, [*mixed, w + "q_s", w + "q_vpq", "g_moments"], backward=True)
     add(gradient, ["counts", "species", *rows, "distance", "cutoff", "pair_table", "g_moments", "pair_gradient" if n > 1 else "gradient",
                    "repulsion_slope", "gradient", "edge_capacity", *gaussians], backward=True)
     return stages
@@ -370,7 +434,7 @@ def cuda_tensor_dtypes(config: PaiNNConfig) -> Dict[str, str]:
     names.update({"gpu.projection": "f32", "gpu.environments": "f32"})  # if the model has extrapolation grades
     for layer in range(config.layers):
         w = f"gpu.layers.{layer}."
-        inputs = ["q_s", "q_vpq"] if layer == 0 else ["filter", *(f"source.{p}" for p in ("w1", "b1", "w2", "b2"))]
+        inputs = ["q_s", "q_vpq", "q_hidden", "embedding_hidden"] if layer == 0 else ["filter", *(f"source.{p}" for p in ("w1", "b1", "w2", "b2"))]
         for p in (*inputs, *(f"update.{p}" for p in ("vu", "w1", "b1", "w2", "b2"))):
-            names[w + p] = "f32" if p.endswith(("b1", "b2")) else "f16"
+            names[w + p] = "f32" if p.endswith(("b1", "b2", "embedding_hidden")) else "f16"
     return {**names, "gpu.readout.w1": "f16", **{f"gpu.readout.{p}": "f32" for p in ("b1", "w2", "b2")}}

@@ -1,12 +1,15 @@
 """Update layers on the GPU (equations in update.py, the form of the kernels in dense_triton.py).
 
 pq [local, 3, 2F]: p = v V beside q = v U for each component of the vectors.
+
+For many atoms every kernel is one product. For few atoms the kernels named ``merged`` have a hidden layer and what comes of it in one
+(dense_triton.py).
 """
 
 import triton
 import triton.language as tl
 
-from .dense_triton import halves, halves_product, place, product, store_hidden, weights
+from .dense_triton import halves, halves_product, place, product, silu, silu_slope, store_hidden, weights
 from .launch_triton import previous_kernel
 
 
@@ -233,3 +236,145 @@ def update_mix_backward(
     a_p, a_q = tl.load(a), tl.load(a + F)
     g_v += product(a_p, p_hi, p_lo) + product(a_q, q_hi, q_lo)
     tl.store(g_out + row * (4 * F) + F + c, g_v)
+
+
+@triton.jit
+def update_merged(
+    counts, s, v, pq, w1, b1, w2, b2, slope, s_out, v_out, gates, moments, species, embedding_hidden, q_hidden, F: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, SKP: tl.constexpr, BK: tl.constexpr, LAST: tl.constexpr, FIRST: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """update_hidden and update: every program makes the hidden layer of its rows again, then columns of the new features.
+
+    What the scalars give to the hidden layer is made while the kernel before, which makes pq, still runs. The FIRST layer makes it from
+    the moments, for its scalars are of that kernel, too: embedding_hidden [S, F] and q_hidden [SKP, F] are the embedding and q_s of
+    message_first times w1.
+    """
+    ACROSS: tl.constexpr = (1 if LAST else 2) * F // BN
+    row, c = place(ACROSS, BM, BN)
+    k = tl.arange(0, F)
+    w, units = w1 + k[:, None] * F + k[None, :], k[None, :]
+    h = tl.zeros([BM, F], tl.float32) + tl.load(b1 + units)
+    if FIRST:
+        element = tl.load(species + row)
+        h += tl.where(element >= 0, tl.load(embedding_hidden + tl.maximum(element, 0) * F + units), 0.0)
+        m = tl.arange(0, BK)
+        for k0 in tl.static_range(0, SKP, BK):
+            s_hi, s_lo = weights(q_hidden + (k0 + m)[:, None] * F + units, F * SKP)
+            h += product(tl.load(moments + row * (4 * SKP) + k0 + m[None, :]), s_hi, s_lo)
+    else:
+        s_hi, s_lo = weights(w, 2 * F * F)
+        h += product(tl.load(s + row * F + units), s_hi, s_lo)
+    n_hi, n_lo = weights(w + F * F, 2 * F * F)
+    w, bias = w2 + k[:, None] * (3 * F) + c, b2 + c
+    p = pq + row * (6 * F) + c
+    if tl.program_id(0) % ACROSS < F // BN:
+        ss_hi, ss_lo = weights(w, 3 * F * F)
+        sv_hi, sv_lo = weights(w + 2 * F, 3 * F * F)
+        b_ss, b_sv = tl.load(bias), tl.load(bias + 2 * F)
+        previous_kernel()
+        p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + units, 2 * F)
+        own = tl.load(s + row * F + c)
+        o_0, o_1, o_2 = load_vector(p, 2 * F)
+        q_0, q_1, q_2 = load_vector(p + F, 2 * F)
+        h += product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
+        hi, lo, scale = halves(silu(h))
+        a_sv = halves_product(hi, lo, scale, sv_hi, sv_lo) + b_sv
+        a_ss = halves_product(hi, lo, scale, ss_hi, ss_lo) + b_ss
+        tl.store(gates + row * (2 * F) + F + c, a_sv)
+        tl.store(s_out + row * F + c, own + a_ss + a_sv * (o_0 * q_0 + o_1 * q_1 + o_2 * q_2))
+        if tl.program_id(0) % ACROSS == 0:
+            tl.store(slope + row * F + units, silu_slope(h))
+    else:  # columns F and up of the weights; q stands F after p
+        vv_hi, vv_lo = weights(w, 3 * F * F)
+        b_vv = tl.load(bias)
+        previous_kernel()
+        p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + units, 2 * F)
+        q_0, q_1, q_2 = load_vector(p, 2 * F)
+        v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c - F, F)
+        h += product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
+        a_vv = product(silu(h), vv_hi, vv_lo) + b_vv
+        tl.store(gates + row * (2 * F) + c - F, a_vv)
+        out = v_out + row * (3 * F) + c - F
+        tl.store(out, v_0 + a_vv * q_0)
+        tl.store(out + F, v_1 + a_vv * q_1)
+        tl.store(out + 2 * F, v_2 + a_vv * q_2)
+
+
+@triton.jit
+def update_merged_backward(
+    counts, g_s, g, pq, slope, w2, w1, parts, F: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    SUMMANDS: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr,
+):
+    """update_hidden_backward and update_backward: a program has H hidden units, and gives what passes through them.
+
+    g_s: dE/ds of the layer's output, SUMMANDS numbers to add up in each of F columns, in rows of WIDTH. g [total, 4F]: its last 3F
+    columns are dE/dv. parts [local, F / H, 2F]: for every H hidden units what they add to the gradients of s and of the norms.
+    """
+    ACROSS: tl.constexpr = F // H * (2 * F // BN)
+    row, c = place(ACROSS, BM, BN)
+    part = tl.program_id(0) % ACROSS // (2 * F // BN)
+    k, unit = tl.arange(0, F), part * H + tl.arange(0, H)
+    w = w2 + unit[None, :] * (3 * F) + k[:, None]
+    ss_hi, ss_lo = weights(w, 3 * F * F)
+    sv_hi, sv_lo = weights(w + 2 * F, 3 * F * F)
+    to_hi, to_lo = weights(w1 + (c - part * (2 * F)) * F + unit[:, None], 2 * F * F)
+    k = k[None, :]
+    p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + k, 2 * F)
+    q_0, q_1, q_2 = load_vector(pq + row * (6 * F) + F + k, 2 * F)
+    factor = tl.load(slope + row * F + unit[None, :])
+    p_dot_q = p_0 * q_0 + p_1 * q_1 + p_2 * q_2
+    g_h = factor * 0.0
+    if not LAST:  # dE/dv is of two kernels before
+        vv_hi, vv_lo = weights(w + F, 3 * F * F)
+        g_0, g_1, g_2 = load_vector(g + row * (4 * F) + F + k, F)
+        g_h += product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, vv_hi, vv_lo)
+    previous_kernel()
+    g_k = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
+    g_h += product(g_k, ss_hi, ss_lo) + product(g_k * p_dot_q, sv_hi, sv_lo)
+    tl.store(parts + row * (2 * F * (F // H)) + c, product(g_h * factor, to_hi, to_lo))
+
+
+@triton.jit
+def mix_gradient(
+    g_s, g, pq, gates, row, axis, k, F: tl.constexpr, SUMMANDS: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """dE/dq of one component of the vectors in columns k, what of dE/dp does not go through the norm, and dnorm/dp."""
+    g_dot = load_sum(g_s + row * WIDTH + k, F, SUMMANDS) * tl.load(gates + row * (2 * F) + F + k)
+    at = pq + row * (6 * F) + k
+    p_0, p_1, p_2 = load_vector(at, 2 * F)
+    p, q = tl.load(at + axis * (2 * F)), tl.load(at + axis * (2 * F) + F)
+    g_q = g_dot * p
+    if not LAST:
+        g_q += tl.load(gates + row * (2 * F) + k) * tl.load(g + row * (4 * F) + (1 + axis) * F + k)
+    return g_q, g_dot * q, p / norm_of(p_0, p_1, p_2, EPSILON)
+
+
+@triton.jit
+def update_mix_merged_backward(
+    counts, g_s, g, pq, gates, parts, vu, g_out, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SUMMANDS: tl.constexpr,
+    WIDTH: tl.constexpr, PARTS: tl.constexpr, LAST: tl.constexpr, EPSILON: tl.constexpr,
+):
+    """update_mix_backward from what update_merged_backward gives, of which it adds up dE/ds too: g_out [total, 4F].
+
+    All else is of two kernels before, so that only the norms are left to be waited for.
+    """
+    row, c = place(3 * F // BN, BM, BN)
+    axis = tl.program_id(0) % (3 * F // BN) // (F // BN)
+    k = tl.arange(0, F)
+    w = vu + (c - axis * F) * (2 * F) + k[:, None]
+    p_hi, p_lo = weights(w, 2 * F * F)
+    q_hi, q_lo = weights(w + F, 2 * F * F)
+    k = k[None, :]
+    g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, LAST, EPSILON)
+    value = product(g_q, q_hi, q_lo)
+    if not LAST:
+        value += tl.load(g + row * (4 * F) + F + c)
+    own = load_sum(g_s + row * WIDTH + c - axis * F, F, SUMMANDS)
+    parts += row * (2 * F * PARTS)
+    previous_kernel()
+    value += product(g_p + along * load_sum(parts + F + k, 2 * F, PARTS), p_hi, p_lo)
+    tl.store(g_out + row * (4 * F) + F + c, value)
+    if axis == 0:
+        tl.store(g_out + row * (4 * F) + c, own + load_sum(parts + c, 2 * F, PARTS))

@@ -19,7 +19,7 @@ from mlff.filter import radial_basis  # noqa: E402
 from mlff.message import (  # noqa: E402
     message, message_backward, message_first, message_first_weights, source_features, source_features_backward,
 )
-from mlff.plan import SMALL_ROWS, cuda_plan  # noqa: E402
+from mlff.plan import SMALL, SMALL_ROWS, cuda_plan, hidden_parts  # noqa: E402
 from mlff.readout import readout, readout_backward  # noqa: E402
 from mlff.repulsion import repulsion, switched  # noqa: E402
 from mlff.update import update, update_backward  # noqa: E402
@@ -81,8 +81,13 @@ def test_every_stage(name, schedule, settings):
 
     def check_hidden(h, slope, kernel):
         sigmoid = torch.sigmoid(h)
-        close(buffer("active"), h * sigmoid, kernel)
+        if "merged" not in kernel:
+            close(buffer("active"), h * sigmoid, kernel)
         close(buffer(slope), sigmoid * (1 + h * (1 - sigmoid)), kernel)
+
+    def parts(key, blocks):  # what merged kernels leave to be added up, in rows that may be shorter than the buffer's
+        number = hidden_parts(SMALL, f)
+        return a[key].cpu().double().flatten()[: n * number * blocks * f].reshape(n, number, blocks * f)
 
     first = m.layers[0]
     q_s, q_v = message_first_weights(source_features(m.embedding, **first.source), first.filter)
@@ -114,25 +119,25 @@ def test_every_stage(name, schedule, settings):
         if kernel in ("message_first", "update_mix"):
             p, q = torch.chunk(in_layer[1] @ m.layers[layer].update["vu"], 2, dim=-1)
             close(buffer(f"pq{layer}"), torch.cat([p, q], 2).reshape(n, -1), kernel)
-        elif kernel == "update_hidden":
+        if kernel in ("update_hidden", "update_merged"):
             weight = m.layers[layer].update
             norm = torch.sqrt((torch.chunk(in_layer[1] @ weight["vu"], 2, dim=-1)[0] ** 2).sum(1) + m.config.norm_epsilon)
             check_hidden(torch.cat([in_layer[0], norm], 1) @ weight["w1"] + weight["b1"], f"slope{layer}", kernel)
-        elif kernel == "source_hidden":
+        if kernel in ("source_hidden", "source_merged"):
             weight = m.layers[layer].source
             check_hidden(s @ weight["w1"] + weight["b1"], f"source_slope{layer}", kernel)
-        elif kernel == "update":
+        if kernel in ("update", "update_merged"):
             s, v = update(*in_layer, **m.layers[layer].update, epsilon=m.config.norm_epsilon)
             close(buffer(f"s{layer % 2}"), s, kernel)
             layer += 1
             if layer < config.layers:
                 close(buffer(f"v{layer}"), v.reshape(n, -1), kernel)
-        elif kernel == "source_features":
+        if kernel in ("source_features", "source_merged"):
             x[layer] = source_features(s, **m.layers[layer].source)
             sent = torch.cat([x[layer][:, : 2 * f], (x[layer][:, None, 2 * f:] * v).reshape(n, -1)], 1)
             close(buffer(f"x{layer}"), sent, kernel)
             states.append((s, v))
-        elif kernel == "readout":
+        if kernel == "readout":
             ro = m.readout
             close(buffer("row_energy"), readout(s, **ro) + m.shift[species] + buffer("repulsion_energy"), kernel)
             g_s, g_v = readout_backward(s, ro["w1"], ro["b1"], ro["w2"]), torch.zeros_like(v)
@@ -141,7 +146,12 @@ def test_every_stage(name, schedule, settings):
         elif kernel == "update_backward":
             g_s, g_v = update_backward(g_s, g_v, *states.pop(), **m.layers[layer].update, epsilon=m.config.norm_epsilon)
             close(buffer("g1")[:, :f], g_s, kernel)
-        elif kernel == "update_mix_backward":
+        elif kernel == "update_merged_backward":
+            past = g_s
+            g_s, g_v = update_backward(g_s, g_v, *states.pop(), **m.layers[layer].update, epsilon=m.config.norm_epsilon)
+            close(parts("g_pq", 2)[..., :f].sum(1), g_s - past, kernel)
+        elif kernel in ("update_mix_backward", "update_mix_merged_backward"):
+            close(buffer("g1")[:, :f], g_s, kernel)
             close(buffer("g1")[:, f:], g_v.reshape(n, -1), kernel)
         elif kernel == "message_backward":
             s, v = states.pop()
@@ -164,7 +174,13 @@ def test_every_stage(name, schedule, settings):
             g_s = g_s + source_features_backward(g_x, s, w["w1"], w["b1"], w["w2"])
             close(buffer("g0")[:, :f], g_s, kernel)
             layer -= 1
-    assert seen >= {"radial", "update_mix_backward", "message_first_backward", "edge_gradient", "forces", "total"}
+        elif kernel == "source_merged_backward":
+            w = m.layers[layer].source
+            g_s = g_s + source_features_backward(g_x, s, w["w1"], w["b1"], w["w2"])
+            close(parts("g_hidden", 1).sum(1), g_s, kernel)
+            layer -= 1
+    assert seen >= {"radial", "edge_gradient", "forces", "total"}
+    assert seen >= ({"update_mix_backward", "message_first_backward"} if schedule else {"update_mix_merged_backward", "message_first_merged_backward"})
 
 
 def check(out, expected, n, relative=1e-5):
