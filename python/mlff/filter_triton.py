@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .launch_triton import previous_kernel
+from .neighbors_triton import search_row
 
 
 @triton.jit
@@ -104,27 +105,12 @@ def store_halves(rows, values, mask, KB: tl.constexpr):
 
 
 @triton.jit
-def radial(
-    counts, species, edge_count, neighbors, geometry, distance, cutoff, pair_table, basis, slope, moments, repulsion_energy,
-    repulsion_slope, edge_capacity, gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr,
-    BE: tl.constexpr, COSINE: tl.constexpr,
+def radial_row(
+    i, n, z_i, scale, elements, neighbors, geometry, distance, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
+    edge_capacity, gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr,
+    COSINE: tl.constexpr,
 ):
-    """Everything of a row that depends on distances and elements alone.
-
-    basis, slope: f16 [edges, 2 KB], B(d) and dB/dd as pairs of halves. moments: f32 [local, 4 SKP], sums over neighbours of
-    element z of B_k (1, u_x, u_y, u_z) at [a, z K + k]. repulsion_energy: f64 [local], repulsion_slope: f32 [edges]. gaussians:
-    f64 [K, 2] (filter.gaussian_rows), None for Bessel functions. KB and ROWS: K and 4 S rounded up to a power of two, at least 16.
-    COSINE: the cutoff function is the cosine, not the polynomial.
-
-    One edge a thread, which turns its sine and cosine from one multiple of the angle to the next in float64.
-    """
-    i = tl.program_id(0)
-    n_local, scale = tl.load(counts), 1.0 / tl.load(cutoff)
-    previous_kernel()
-    if i >= n_local:
-        return
-    n = tl.load(edge_count + i)
-    z_i = tl.maximum(tl.load(species + i), 0)
+    """What radial says, of row i with n edges; elements: of the rows that are its neighbours."""
     first = i.to(tl.int64) * edge_capacity
     wave = (3.141592653589793 * scale).to(tl.float32)
     energy = tl.zeros([BE], tl.float64)
@@ -141,7 +127,7 @@ def radial(
         u0 = tl.load(geometry + e * 4, mask=inside, other=0.0)[None, :]
         u1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)[None, :]
         u2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)[None, :]
-        z_j = tl.load(species + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=-1)
+        z_j = tl.load(elements + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=-1)
         pair = pair_table + (z_i * S + tl.maximum(z_j, 0)) * 3
         radius = tl.load(pair + 2)
         close = inside & (d < radius)
@@ -182,3 +168,56 @@ def radial(
     tl.store(repulsion_energy + i, tl.sum(energy, 0))
     out = moments + i.to(tl.int64) * (4 * SKP) + ((row // S) * SKP + (row % S) * K)[:, None] + k[None, :]
     tl.store(out, sums, mask=(row < 4 * S)[:, None] & (k < K)[None, :])
+
+
+@triton.jit
+def radial(
+    counts, species, edge_count, neighbors, geometry, distance, cutoff, pair_table, basis, slope, moments, repulsion_energy,
+    repulsion_slope, edge_capacity, gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr,
+    BE: tl.constexpr, COSINE: tl.constexpr,
+):
+    """Everything of a row that depends on distances and elements alone.
+
+    basis, slope: f16 [edges, 2 KB], B(d) and dB/dd as pairs of halves. moments: f32 [local, 4 SKP], sums over neighbours of
+    element z of B_k (1, u_x, u_y, u_z) at [a, z K + k]. repulsion_energy: f64 [local], repulsion_slope: f32 [edges]. gaussians:
+    f64 [K, 2] (filter.gaussian_rows), None for Bessel functions. KB and ROWS: K and 4 S rounded up to a power of two, at least 16.
+    COSINE: the cutoff function is the cosine, not the polynomial.
+
+    One edge a thread, which turns its sine and cosine from one multiple of the angle to the next in float64.
+    """
+    i = tl.program_id(0)
+    n_local, scale = tl.load(counts), 1.0 / tl.load(cutoff)
+    previous_kernel()
+    if i >= n_local:
+        return
+    n = tl.load(edge_count + i)
+    z_i = tl.maximum(tl.load(species + i), 0)
+    radial_row(i, n, z_i, scale, species, neighbors, geometry, distance, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
+               edge_capacity, gaussians, S, K, KB, SKP, ROWS, BE, COSINE)
+
+
+@triton.jit
+def pairs_radial(
+    counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors, geometry,
+    distance, reverse, slot, edge_capacity, candidate_capacity, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
+    gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr,
+    COSINE: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """pairs_dense and radial for few atoms: the edges of a row, then what depends on them. Rows are the caller's atoms."""
+    previous_kernel()
+    row = tl.program_id(0)
+    n_local, n_total = tl.load(counts), tl.load(counts + 1)
+    b, element = tl.load(structure + row), tl.load(elements + row)
+    own = positions + row.to(tl.int64) * 3
+    x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
+    limit_d = tl.load(cutoff)
+    seen0, seen1 = tl.load(flags), tl.load(flags + 1)
+    if row >= n_total:
+        return
+    n = search_row(row, n_local, b, element, x, y, z, limit_d, seen0, seen1, positions, elements, starts, boxes, images, flags, order,
+                   species, edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
+    if row >= n_local:
+        return
+    tl.debug_barrier()  # what other threads of this program have found is there
+    radial_row(row, tl.minimum(n, edge_capacity), tl.maximum(element, 0), 1.0 / limit_d, elements, neighbors, geometry, distance, pair_table,
+               basis, slope, moments, repulsion_energy, repulsion_slope, edge_capacity, gaussians, S, K, KB, SKP, ROWS, BE, COSINE)

@@ -35,12 +35,12 @@ def message_first(
     k = tl.arange(0, BK)
     m = moments + row * (4 * SKP) + k[None, :]
     if axis < 0:
-        element = tl.load(species + row)
-        value = tl.where(element >= 0, tl.load(embedding + tl.maximum(element, 0) * F + c), 0.0)
         previous_kernel()
         if EXIT:
             if tl.program_id(0) // ACROSS * BM >= n:
                 return
+        element = tl.load(species + row)
+        value = tl.where(element >= 0, tl.load(embedding + tl.maximum(element, 0) * F + c), 0.0)
         for k0 in tl.static_range(0, SKP, BK):
             w_hi, w_lo = weights(q_s + (k0 + k)[:, None] * F + c, F * SKP)
             value += product(tl.load(m + k0), w_hi, w_lo)

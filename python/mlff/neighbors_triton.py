@@ -5,7 +5,7 @@ the same for both signs), so the two directions of a pair have exactly opposite 
 kept or dropped together: that each edge has its reverse rests on it. No result depends on the order in which programs run.
 """
 
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import triton
 import triton.language as tl
@@ -96,20 +96,9 @@ def _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, caller_i
 
 
 @triton.jit
-def pairs_dense(counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors,
-                geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
-    """Edges of one row among all pairs of its structure. Rows are the caller's atoms; ghosts have edges to local atoms only."""
-    previous_kernel()
-    row = tl.program_id(0)
-    n_local, n_total = tl.load(counts), tl.load(counts + 1)
-    # What does not depend on the counts is loaded before they are looked at: a small molecule is a chain of latencies.
-    b, element = tl.load(structure + row), tl.load(elements + row)
-    own = positions + row.to(tl.int64) * 3
-    x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
-    limit_d = tl.load(cutoff)
-    seen0, seen1 = tl.load(flags), tl.load(flags + 1)
-    if row >= n_total:
-        return
+def search_row(row, n_local, b, element, x, y, z, limit_d, seen0, seen1, positions, elements, starts, boxes, images, flags, order, species,
+               edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
+    """Edges of one row among all pairs of its structure b; how many there are. x, y, z: of the row; seen: the flags so far."""
     start, end = tl.load(starts + b), tl.load(starts + b + 1)
     n0, n1, n2 = tl.load(images + b * 3), tl.load(images + b * 3 + 1), tl.load(images + b * 3 + 2)
     a0, a1, a2 = _row(boxes, b, 0)
@@ -168,6 +157,26 @@ def pairs_dense(counts, positions, elements, structure, starts, boxes, images, c
         few = (h0 * h0 < reach * uu) | (h1 * h1 < reach * vv) | (h2 * h2 < reach * ww)
         tl.atomic_max(flags + 6, b + 1, mask=few)
     tl.atomic_max(flags + 3, row + 1, mask=(x + y + z) * 0.0 != 0.0)
+    return count
+
+
+@triton.jit
+def pairs_dense(counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors,
+                geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
+    """Edges of one row among all pairs of its structure. Rows are the caller's atoms; ghosts have edges to local atoms only."""
+    previous_kernel()
+    row = tl.program_id(0)
+    n_local, n_total = tl.load(counts), tl.load(counts + 1)
+    # What does not depend on the counts is loaded before they are looked at: a small molecule is a chain of latencies.
+    b, element = tl.load(structure + row), tl.load(elements + row)
+    own = positions + row.to(tl.int64) * 3
+    x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
+    limit_d = tl.load(cutoff)
+    seen0, seen1 = tl.load(flags), tl.load(flags + 1)
+    if row >= n_total:
+        return
+    search_row(row, n_local, b, element, x, y, z, limit_d, seen0, seen1, positions, elements, starts, boxes, images, flags, order, species,
+               edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
 
 
 @triton.jit
@@ -569,22 +578,24 @@ def search_buffers(plan) -> None:
         plan.buffer(name, rows, width, dtype)
 
 
-def search_stages(plan) -> Dict[str, List[Dict[str, Any]]]:
-    """Launches and stages of both searches.
+DENSE = "counts positions elements structure starts boxes images cutoff flags order species"  # arguments of pairs_dense, before EDGES
+PLACES = ["edge_capacity", "candidate_capacity"]
+EDGES = ["edge_count", "neighbors", "geometry", "distance", "reverse", "slot", *PLACES]
+
+
+def search_stages(plan, dense: Optional[List[Dict[str, Any]]] = None) -> Dict[str, List[Dict[str, Any]]]:
+    """Launches and stages of both searches. dense: stages in place of pairs_dense.
 
     The dense search spreads a row over several warps, since small molecules leave most of a GPU idle; the list has one row per
     warp, so that counting edges needs no barrier. Kernels of the list that mostly return at once have several rows per program,
     because starting programs is then all they cost.
     """
-    places = ["edge_capacity", "candidate_capacity"]
-    edges = ["edge_count", "neighbors", "geometry", "distance", "reverse", "slot", *places]
     atoms, block = ["total", 256, 1], {"warps": 4, "BLOCK": 256}
 
     def stage(function, args: str, grid: List[Any], more: Sequence[str] = (), warps: int = 4, **constants) -> Dict[str, Any]:
         return plan.stage(plan.launch(function.__name__, function, warps=warps, **constants), [*args.split(), *more], grid)
 
-    args = "counts positions elements structure starts boxes images cutoff flags order species"
-    dense = [stage(pairs_dense, args, ["total", 1, 1], edges, warps=4, BLOCK=128)]
+    dense = dense or [stage(pairs_dense, DENSE, ["total", 1, 1], EDGES, warps=4, BLOCK=128)]
 
     args = "counts positions boxes reference_positions reference_box flags rebuild"
     made = [stage(moved, args, atoms, **block)]
@@ -598,9 +609,9 @@ def search_stages(plan) -> Dict[str, List[Dict[str, Any]]]:
     made.append(stage(bin_sort, args, ["total", 32, 1], warps=4, ROWS=32, BLOCK=32))
     made.append(stage(gather, "counts positions elements boxes structure order wrap species wrapped", atoms, **block))
     args = "counts structure starts boxes cutoff grid_bins rebuild order bin_of bin_end bin_rows wrapped list_count entries"
-    made.append(stage(list_build, args, ["total", 4, 1], places[1:], warps=1, ROWS=4, BLOCK=32))
+    made.append(stage(list_build, args, ["total", 4, 1], PLACES[1:], warps=1, ROWS=4, BLOCK=32))
     args = "counts rebuild list_count entries list_other"
-    made.append(stage(list_reverse, args, ["total", 4, 1], places[1:], warps=1, ROWS=4, OWN=8, BLOCK=64))
+    made.append(stage(list_reverse, args, ["total", 4, 1], PLACES[1:], warps=1, ROWS=4, OWN=8, BLOCK=64))
     args = "counts structure boxes cutoff flags order wrapped list_count entries list_other"
-    made.append(stage(pairs_list, args, ["total", 1, 1], edges, warps=1, BLOCK=32))
+    made.append(stage(pairs_list, args, ["total", 1, 1], EDGES, warps=1, BLOCK=32))
     return {"dense": dense, "list": made}

@@ -268,7 +268,7 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
             plan.buffer(f"x{layer}", "total", 5 * f)
             for name, width in (("x_vv", f), ("source_slope", f), ("v", 3 * f)):
                 plan.buffer(f"{name}{layer}", "local", width)
-    plan.search = neighbors_triton.search_stages(plan)
+    plan.search = _search_stages(plan, config, sizes)
     plan.schedules = [
         {"max_rows": SMALL_ROWS, "stages": _cuda_stages(plan, config, sizes, SMALL) + forces_triton.force_stages(plan)},
         {"max_rows": None, "stages": _cuda_stages(plan, config, sizes, LARGE) + forces_triton.force_stages(plan, large=True)},
@@ -282,9 +282,34 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
     return plan
 
 
+def _of_basis(config: PaiNNConfig) -> Tuple[List[str], Dict[str, Any]]:
+    """Arguments and constants of kernels that make the radial basis.
+
+    Gaussians are a tensor of the payload; None, which is a constant of the kernel, stands for Bessel functions.
+    """
+    gaussians = ["gaussians"] if config.radial_basis == "gaussian" else []
+    return gaussians, {"COSINE": config.cutoff_function == "cosine", **({} if gaussians else {"gaussians": None})}
+
+
+def _search_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes) -> Dict[str, List[Dict[str, Any]]]:
+    """Both searches, and what depends on distances and elements alone: the search among all pairs makes that in the same kernel."""
+    from . import filter_triton, neighbors_triton
+
+    gaussians, constants = _of_basis(config)
+    constants.update(S=sizes.species, K=sizes.basis, KB=sizes.basis_block, SKP=sizes.moments, ROWS=power_of_two(4 * sizes.species, 16))
+    made = ["pair_table", "basis", "slope", "moments", "repulsion_energy", "repulsion_slope"]
+    plan.launch("pairs_radial", filter_triton.pairs_radial, warps=4, BLOCK=128, BE=128, **constants)
+    args = [*neighbors_triton.DENSE.split(), *neighbors_triton.EDGES, *made, *gaussians]
+    search = neighbors_triton.search_stages(plan, [plan.stage("pairs_radial", args, ["total", 1, 1])])
+    plan.launch("radial", filter_triton.radial, warps=LARGE.edge_warps, stages=3, BE=LARGE.edges, **constants)
+    args = ["counts", "species", "edge_count", "neighbors", "geometry", "distance", "cutoff", *made, "edge_capacity", *gaussians]
+    search["list"].append(plan.stage("radial", args, ["local", 1, 1]))
+    return search
+
+
 def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule: Schedule) -> List[Dict[str, Any]]:
-    """Everything between search and forces."""
-    from . import filter_triton, message_triton, readout_triton, update_triton
+    """Everything between search and forces: what comes after the radial basis."""
+    from . import message_triton, readout_triton, update_triton
 
     f, n, sk = sizes.features, config.layers, sizes.moments
     parts = hidden_parts(schedule, f)
@@ -313,14 +338,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         return launch(function, ["local", schedule.tile, f // CHANNELS], schedule.message_warps, suffix, **constants)
 
     narrow, wide = schedule.products, schedule.wide
-    # Gaussians are a tensor of the payload; None, which is a constant of the kernel, stands for Bessel functions.
-    gaussians = ["gaussians"] if config.radial_basis == "gaussian" else []
-    of_basis = {"COSINE": config.cutoff_function == "cosine", **({} if gaussians else {"gaussians": None})}
-    radial = launch(filter_triton.radial, ["local", 1, 1], schedule.edge_warps, S=sizes.species, K=sizes.basis, KB=sizes.basis_block, SKP=sk,
-                    ROWS=power_of_two(4 * sizes.species, 16), BE=schedule.edges, **of_basis)
     rows = ["edge_count", "neighbors", "geometry"]
-    add(radial, ["counts", "species", *rows, "distance", "cutoff", "pair_table", "basis", "slope", "moments", "repulsion_energy", "repulsion_slope",
-                 "edge_capacity", *gaussians])
     of_moments = {"SKP": sk, "BK": min(64, sk & -sk)}
     first = product_kernel(message_triton.message_first, narrow, width=10 * f, **of_moments)
     mix = product_kernel(update_triton.update_mix, narrow, width=6 * f)
@@ -397,6 +415,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         mix_back = merged_pair(update_triton.update_mix_merged_backward, narrow, width=3 * f, **of_norm)
         source_back = atom_kernel(message_triton.source_merged_backward, schedule.merged_backward, width=parts * f, **units)
         first_back = atom_kernel(message_triton.message_first_merged_backward, narrow, **to_moments, **scalars[n == 1][1], **of_norm)
+    gaussians, of_basis = _of_basis(config)
     gradient = launch(message_triton.edge_gradient, ["local", 1, 1], schedule.edge_warps, S=sizes.species, K=sizes.basis, SKP=sk,
                       SLICES=f // CHANNELS if n > 1 else 0, BE=schedule.edges, **of_basis)
     for layer in reversed(range(n)):

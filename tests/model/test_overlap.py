@@ -13,8 +13,8 @@ from mlff.painn import PaiNNConfig  # noqa: E402
 from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
 LOADS = {"load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "_row", "_failed", "mix_gradient"}
-POINTERS = {"store_hidden": 2, "mix_gradient": 4}  # of the arguments; of other functions it is the first one
-STORES = {"store", "store_hidden", "store_halves", "atomic_add", "atomic_max", "atomic_xchg"}
+POINTERS = {"store_hidden": 2, "mix_gradient": 4, "search_row": None, "radial_row": None}  # first of the arguments, None: all; else one
+STORES = {"store", "store_hidden", "store_halves", "search_row", "radial_row", "atomic_add", "atomic_max", "atomic_xchg"}
 
 
 def callee(node):
