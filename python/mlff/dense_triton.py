@@ -16,7 +16,12 @@ kernel before (launch_triton.py), and then its rows. Programs next to each other
 and what is computed there is never read: no load waits for the number of atoms. EXIT: leave early where all rows are such, for a
 capacity that exceeds the atoms by many blocks.
 
-The gradient of a hidden layer has three blocks of columns of the second weight to sum over. Each is a product of other programs,
+For few atoms every kernel costs more than its products, so that a hidden layer and what comes of it are in one kernel (named merged).
+Forward every program makes the hidden layer again; its weights, too, are there before it waits. Backward, where the weights of a
+hidden layer are two or three times as many, a program has H hidden units and all that passes through them, and gives a part of
+the result, which the kernel that reads it adds up in a fixed order.
+
+For many atoms, the gradient of a hidden layer has three blocks of columns of the second weight to sum over. Each is a product of other programs,
 and the kernel that reads them adds them up: g_hidden [local, 3F].
 """
 

@@ -35,6 +35,9 @@ def message_first(
     k = tl.arange(0, BK)
     m = moments + row * (4 * SKP) + k[None, :]
     if axis < 0:
+        w = q_s + k[:, None] * F + c
+        if not EXIT:
+            w_hi, w_lo = weights(w, F * SKP)
         previous_kernel()
         if EXIT:
             if tl.program_id(0) // ACROSS * BM >= n:
@@ -42,18 +45,23 @@ def message_first(
         element = tl.load(species + row)
         value = tl.where(element >= 0, tl.load(embedding + tl.maximum(element, 0) * F + c), 0.0)
         for k0 in tl.static_range(0, SKP, BK):
-            w_hi, w_lo = weights(q_s + (k0 + k)[:, None] * F + c, F * SKP)
+            if EXIT or k0 > 0:
+                w_hi, w_lo = weights(w + k0 * F, F * SKP)
             value += product(tl.load(m + k0), w_hi, w_lo)
         tl.store(s + row * F + c, value)
     else:
         c -= F + axis * (3 * F)  # of v, p and q
         value = tl.zeros([BM, BN], tl.float32)
+        w = q_vpq + k[:, None] * (3 * F) + c
+        if not EXIT:
+            w_hi, w_lo = weights(w, 3 * F * SKP)
         previous_kernel()
         if EXIT:
             if tl.program_id(0) // ACROSS * BM >= n:
                 return
         for k0 in tl.static_range(0, SKP, BK):
-            w_hi, w_lo = weights(q_vpq + (k0 + k)[:, None] * (3 * F) + c, 3 * F * SKP)
+            if EXIT or k0 > 0:
+                w_hi, w_lo = weights(w + k0 * (3 * F), 3 * F * SKP)
             value += product(tl.load(m + (1 + axis) * SKP + k0), w_hi, w_lo)
         is_v = (tl.program_id(0) % ACROSS + 2 * F // BN) % (3 * F // BN) < F // BN
         tl.store(tl.where(is_v, v + row * (3 * F) + axis * F, pq + row * (6 * F) + axis * (2 * F) - F) + c, value)

@@ -4,6 +4,7 @@ Under Triton's interpreter on a machine without a GPU, compiled on one with.
 """
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from structures import structure
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from mlff import plan  # noqa: E402
 from mlff.export import cuda_tensors, plan_tensors  # noqa: E402
 from mlff.filter import radial_basis  # noqa: E402
 from mlff.message import (  # noqa: E402
     message, message_backward, message_first, message_first_weights, source_features, source_features_backward,
 )
-from mlff.plan import SMALL, SMALL_ROWS, cuda_plan, hidden_parts  # noqa: E402
+from mlff.plan import SMALL_ROWS, cuda_plan  # noqa: E402
 from mlff.readout import readout, readout_backward  # noqa: E402
 from mlff.repulsion import repulsion, switched  # noqa: E402
 from mlff.update import update, update_backward  # noqa: E402
@@ -50,7 +52,9 @@ def close(found, expected, name):
     ("small_cell", 0, {**SCHNETPACK, "radial_basis": "bessel", "n_radial": 20}),
     ("ethanol", 0, {"radial_basis": "gaussian", "n_radial": 40}),
 ], ids=["ethanol", "small_cell", "pressed", "gaussian-cosine", "bessel-cosine", "gaussian-polynomial"])  # fmt: skip
-def test_every_stage(name, schedule, settings):
+def test_every_stage(name, schedule, settings, monkeypatch):
+    small = dataclasses.replace(plan.SMALL, units=16)  # so that 32 hidden units are those of several programs
+    monkeypatch.setattr(plan, "SMALL", small)
     model, atoms = random_model(32, 3 if not settings else 2, **settings), structure(name)
     config, n, f = model.config, len(structure(name)), 32
     r = runner(model, atoms, schedule=schedule)
@@ -94,7 +98,7 @@ def test_every_stage(name, schedule, settings):
         close(buffer(slope), sigmoid * (1 + h * (1 - sigmoid)), kernel)
 
     def parts(key, blocks):  # what merged kernels leave to be added up, in rows that may be shorter than the buffer's
-        number = hidden_parts(SMALL, f)
+        number = plan.hidden_parts(small, f)
         return a[key].cpu().double().flatten()[: n * number * blocks * f].reshape(n, number, blocks * f)
 
     first = m.layers[0]
@@ -246,7 +250,11 @@ def test_batch_of_structures():
 
 
 def test_schedules_cover_every_size():
-    plan = cuda_plan(random_model(16, 2).config).to_dict()
-    assert [s["max_rows"] for s in plan["schedules"]] == [SMALL_ROWS, None]
-    kernels = [s["kernel"] for s in plan["schedules"][0]["stages"] if s["kernel"] != "exchange" and s["pass"] != "energy"]
-    assert len(kernels) <= 23  # of two layers; each further layer adds twelve
+    def small(model):
+        schedules = cuda_plan(model.config).to_dict()["schedules"]
+        assert [s["max_rows"] for s in schedules] == [SMALL_ROWS, None]
+        return [s["kernel"] for s in schedules[0]["stages"] if s["kernel"] != "exchange" and s["pass"] != "energy"]
+
+    assert len(small(random_model(16, 2))) == 16 and len(small(random_model(16, 3))) == 24
+    kernels = small(random_model(160, 2))  # weights of so many features fit into no program with two products
+    assert len(kernels) == 22 and not any("merged" in kernel for kernel in kernels)
