@@ -3,8 +3,8 @@
 Nothing is scattered: the forward pass sums over the row of the destination, the backward pass over the row of the source,
 whose edges are the same pairs seen from the other side. A program takes TILE consecutive rows, one after the other, and a
 slice of C channels. Narrow slices keep the registers of a program few, and so many of them at work, which is what hides the
-time that the gathers take. With one row, what is known of its edges is loaded, and going forward their filters are made, before
-the kernel before has ended.
+time that the gathers take. With one row, what is known of its edges is loaded, and their filters are made, before the kernel before
+has ended.
 
 The atom-wise kernels have the form of dense_triton.py.
 """
@@ -303,9 +303,9 @@ def message_backward(
             u_2 = tl.load(geometry + e * 4 + 2)[:, None]
             g_i = g + i[:, None] * (4 * F) + c[None, :]
             if TILE == 1:  # with more rows it would take too many registers
-                f_s, f_vs, f_vv = filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(b, b_lo, w_vv, r_vv, BE, C)
-                d_s = filter_product(db, db_lo, w_s, r_s, BE, C)
-                d_vs, d_vv = filter_product(db, db_lo, w_vs, r_vs, BE, C), filter_product(db, db_lo, w_vv, r_vv, BE, C)
+                f_s, d_s = filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(db, db_lo, w_s, r_s, BE, C)
+                f_vs, d_vs = filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(db, db_lo, w_vs, r_vs, BE, C)
+                f_vv, d_vv = filter_product(b, b_lo, w_vv, r_vv, BE, C), filter_product(db, db_lo, w_vv, r_vv, BE, C)
                 previous_kernel()
             g_is, g_i0, g_i1, g_i2 = tl.load(g_i), tl.load(g_i + F), tl.load(g_i + 2 * F), tl.load(g_i + 3 * F)
             g_s += g_is * (f_s if TILE == 1 else filter_product(b, b_lo, w_s, r_s, BE, C))
