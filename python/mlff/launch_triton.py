@@ -1,5 +1,6 @@
 """How kernels that follow each other overlap on the GPU."""
 
+import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
@@ -16,3 +17,18 @@ def previous_kernel(_semantic=None):
 
 
 previous_kernel.__triton_builtin__ = True  # the compiler passes _semantic, the interpreter does not
+
+
+def together(*values, _semantic=None):
+    """The values, halves that have been loaded, but none of them before all loads are on their way.
+
+    Without it the compiler takes each operand of a product through shared memory, with a barrier, before it loads the next one, and
+    their latencies add up. With it all of them are in shared memory at once, for which other GPUs than those for 9.0 have no room.
+    """
+    if _semantic is None or _semantic.builder.options.arch != "sm90":
+        return tl.tuple(values) if _semantic is not None else values
+    made = [tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [v], v.dtype, is_pure=False, pack=2, _semantic=_semantic) for v in values]
+    return tl.tuple(made)
+
+
+together.__triton_builtin__ = True

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, silu, silu_slope, store_hidden, weights
 from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
-from .launch_triton import previous_kernel
+from .launch_triton import previous_kernel, together
 from .update_triton import load_sum, load_vector, mix_gradient
 
 
@@ -37,7 +37,7 @@ def message_first(
     if axis < 0:
         w = q_s + k[:, None] * F + c
         if not EXIT:
-            w_hi, w_lo = weights(w, F * SKP)
+            w_hi, w_lo = together(*weights(w, F * SKP))
         previous_kernel()
         if EXIT:
             if tl.program_id(0) // ACROSS * BM >= n:
@@ -54,7 +54,7 @@ def message_first(
         value = tl.zeros([BM, BN], tl.float32)
         w = q_vpq + k[:, None] * (3 * F) + c
         if not EXIT:
-            w_hi, w_lo = weights(w, 3 * F * SKP)
+            w_hi, w_lo = together(*weights(w, 3 * F * SKP))
         previous_kernel()
         if EXIT:
             if tl.program_id(0) // ACROSS * BM >= n:
@@ -152,6 +152,7 @@ def source_merged(
     w_hi, w_lo = weights(w2 + k[:, None] * (3 * F) + c, 3 * F * F)
     k = k[None, :]
     of_units, bias = tl.load(b1 + k), tl.load(b2 + c)
+    h_hi, h_lo, w_hi, w_lo = together(h_hi, h_lo, w_hi, w_lo)
     previous_kernel()
     is_vv = tl.program_id(0) % ACROSS >= 2 * F // BN
     # Loaded by all, so that those who need them do not wait for them at the end.
@@ -189,6 +190,7 @@ def source_merged_backward(
     to_hi, to_lo = weights(w1 + (c - part * F) * F + unit[:, None], F * F)
     factor = tl.load(slope + row * F + unit[None, :])
     past = tl.load(g + row * (4 * F) + c - part * F)
+    hi_0, lo_0, hi_1, lo_1, hi_2, lo_2, to_hi, to_lo = together(hi_0, lo_0, hi_1, lo_1, hi_2, lo_2, to_hi, to_lo)
     previous_kernel()
     g_0, g_1, g_2 = load_vector(g_x + row * (3 * F) + k[None, :], F)
     g_h = product(g_0, hi_0, lo_0) + product(g_1, hi_1, lo_1) + product(g_2, hi_2, lo_2)
@@ -404,6 +406,7 @@ def message_first_merged_backward(
     if axis < 0:
         w_hi, w_lo = weights(q_s + m * F + down, SKP * F)
         own = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
+        w_hi, w_lo = together(w_hi, w_lo)
         previous_kernel()
         value = product(own + load_sum(parts, 2 * F, PARTS), w_hi, w_lo)
     else:
@@ -411,6 +414,7 @@ def message_first_merged_backward(
         p_hi, p_lo = weights(w + F, SKP * 3 * F)
         q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
         g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, ONLY, EPSILON)
+        p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
         value = product(g_q, q_hi, q_lo)
         if not ONLY:
             w_hi, w_lo = weights(w, SKP * 3 * F)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .dense_triton import halves, halves_product, place, product, silu, silu_slope, weights
-from .launch_triton import previous_kernel
+from .launch_triton import previous_kernel, together
 
 
 @triton.jit
@@ -25,6 +25,8 @@ def readout(
     z, n = tl.load(species + i), tl.load(counts)
     known = z >= 0
     fixed = tl.load(shift + tl.maximum(z, 0)) + tl.load(repulsion_energy + i)
+    if not EXIT:
+        w_hi, w_lo, t_hi, t_lo = together(w_hi, w_lo, t_hi, t_lo)
     previous_kernel()
     if EXIT:
         if tl.program_id(0) // (F // BN) * BM >= n:

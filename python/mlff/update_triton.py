@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .dense_triton import halves, halves_product, place, product, silu, silu_slope, store_hidden, weights
-from .launch_triton import previous_kernel
+from .launch_triton import previous_kernel, together
 
 
 @triton.jit
@@ -42,6 +42,8 @@ def update_mix(counts, v, vu, pq, F: tl.constexpr, BM: tl.constexpr, BN: tl.cons
     k = tl.arange(0, F)
     w_hi, w_lo = weights(vu + k[:, None] * (2 * F) + c - axis * (2 * F), 2 * F * F)
     n = tl.load(counts)
+    if not EXIT:
+        w_hi, w_lo = together(w_hi, w_lo)
     previous_kernel()
     if EXIT:
         if tl.program_id(0) // ACROSS * BM >= n:
@@ -255,23 +257,24 @@ def update_merged(
     k = tl.arange(0, F)
     w, units = w1 + k[:, None] * F + k[None, :], k[None, :]
     h = tl.zeros([BM, F], tl.float32) + tl.load(b1 + units)
+    n_hi, n_lo = weights(w + F * F, 2 * F * F)
     if FIRST:
         element = tl.load(species + row)
         h += tl.where(element >= 0, tl.load(embedding_hidden + tl.maximum(element, 0) * F + units), 0.0)
         m = tl.arange(0, BK)
         for k0 in tl.static_range(0, SKP, BK):
-            s_hi, s_lo = weights(q_hidden + (k0 + m)[:, None] * F + units, F * SKP)
+            s_hi, s_lo = together(*weights(q_hidden + (k0 + m)[:, None] * F + units, F * SKP))
             h += product(tl.load(moments + row * (4 * SKP) + k0 + m[None, :]), s_hi, s_lo)
     else:
-        s_hi, s_lo = weights(w, 2 * F * F)
+        s_hi, s_lo = together(*weights(w, 2 * F * F))
         h += product(tl.load(s + row * F + units), s_hi, s_lo)
-    n_hi, n_lo = weights(w + F * F, 2 * F * F)
     w, bias = w2 + k[:, None] * (3 * F) + c, b2 + c
     p = pq + row * (6 * F) + c
     if tl.program_id(0) % ACROSS < F // BN:
         ss_hi, ss_lo = weights(w, 3 * F * F)
         sv_hi, sv_lo = weights(w + 2 * F, 3 * F * F)
         b_ss, b_sv = tl.load(bias), tl.load(bias + 2 * F)
+        n_hi, n_lo, ss_hi, ss_lo, sv_hi, sv_lo = together(n_hi, n_lo, ss_hi, ss_lo, sv_hi, sv_lo)
         previous_kernel()
         p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + units, 2 * F)
         own = tl.load(s + row * F + c)
@@ -288,6 +291,7 @@ def update_merged(
     else:  # columns F and up of the weights; q stands F after p
         vv_hi, vv_lo = weights(w, 3 * F * F)
         b_vv = tl.load(bias)
+        n_hi, n_lo, vv_hi, vv_lo = together(n_hi, n_lo, vv_hi, vv_lo)
         previous_kernel()
         p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + units, 2 * F)
         q_0, q_1, q_2 = load_vector(p, 2 * F)
@@ -328,6 +332,9 @@ def update_merged_backward(
     if not LAST:  # dE/dv is of two kernels before
         vv_hi, vv_lo = weights(w + F, 3 * F * F)
         g_0, g_1, g_2 = load_vector(g + row * (4 * F) + F + k, F)
+        vv_hi, vv_lo = together(vv_hi, vv_lo)
+    ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
+    if not LAST:
         g_h += product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, vv_hi, vv_lo)
     previous_kernel()
     g_k = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
@@ -368,6 +375,7 @@ def update_mix_merged_backward(
     q_hi, q_lo = weights(w + F, 2 * F * F)
     k = k[None, :]
     g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, LAST, EPSILON)
+    p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
     value = product(g_q, q_hi, q_lo)
     if not LAST:
         value += tl.load(g + row * (4 * F) + F + c)
