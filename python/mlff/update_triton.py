@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .dense_triton import halves, halves_product, place, product, silu, silu_slope, store_hidden, weights
-from .launch_triton import previous_kernel, together
+from .launch_triton import overlaps, previous_kernel, together
 
 
 @triton.jit
@@ -257,7 +257,8 @@ def update_merged(
     k = tl.arange(0, F)
     w, units = w1 + k[:, None] * F + k[None, :], k[None, :]
     h = tl.zeros([BM, F], tl.float32) + tl.load(b1 + units)
-    n_hi, n_lo = weights(w + F * F, 2 * F * F)
+    if overlaps():
+        n_hi, n_lo = weights(w + F * F, 2 * F * F)
     if FIRST:
         element = tl.load(species + row)
         h += tl.where(element >= 0, tl.load(embedding_hidden + tl.maximum(element, 0) * F + units), 0.0)
@@ -268,6 +269,8 @@ def update_merged(
     else:
         s_hi, s_lo = together(*weights(w, 2 * F * F))
         h += product(tl.load(s + row * F + units), s_hi, s_lo)
+    if not overlaps():
+        n_hi, n_lo = weights(w + F * F, 2 * F * F)
     w, bias = w2 + k[:, None] * (3 * F) + c, b2 + c
     p = pq + row * (6 * F) + c
     if tl.program_id(0) % ACROSS < F // BN:
