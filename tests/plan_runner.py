@@ -36,9 +36,11 @@ def images_of(cell, pbc, cutoff: float) -> np.ndarray:
     return np.array([int(cutoff * np.linalg.norm(row) + 0.5) for row in box[1]], dtype=np.int32)
 
 
-def padded(n: int) -> int:
-    """Capacity in rows: a multiple of 128, which no block of rows exceeds."""
-    return -(-n // 128) * 128
+BEYOND = 64  # rows after the end of every array that are not a number, where the executor has another array
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 class PlanRunner:
@@ -66,31 +68,37 @@ class PlanRunner:
         self.n_total, self.n_local, n = total, n_local, len(starts) - 1
         permute = (self.search == "list" and n_local == total) if permute is None else permute
         self.scalars = {"edge_capacity": edge_capacity, "candidate_capacity": candidate_capacity}
-        rows = {"local": padded(n_local + extra_rows), "total": padded(total + extra_rows), "structures": n, "one": 1}
+        # As the executor does: capacities are multiples of 16, arrays of atoms go on to a multiple of 128, those of edges do not.
+        rows = {"local": round_up(n_local + extra_rows, 16), "total": round_up(total + extra_rows, 16), "structures": n, "one": 1}
         rows["edges"] = rows["total"] * edge_capacity
         rows["candidates"] = rows["total"] * candidate_capacity
-        rows["bins"] = max(64, 2 * (total + 15) // 16 * 16)
+        rows["bins"] = max(64, round_up(2 * total, 16))
         self.rows = rows
 
         def full(count, width, dtype):
-            return torch.zeros((count, width) if width > 1 else count, dtype=DTYPES[dtype], device=self.device)
+            count = round_up(rows[count], 128) if count in ("local", "total") else rows.get(count, count)
+            array = torch.zeros((count + BEYOND) * width, dtype=DTYPES[dtype], device=self.device)
+            if array.is_floating_point():
+                array[count * width :] = torch.nan
+            return array[: count * width].view((count, width) if width > 1 else count)
 
-        a = self.arrays = {b["name"]: full(rows[b["rows"]], b["width"], b["dtype"]) for b in self.dict["buffers"]}
+        a = self.arrays = {b["name"]: full(b["rows"], b["width"], b["dtype"]) for b in self.dict["buffers"]}
         shapes = {
             "positions": ("total", 3, "f64"), "boxes": ("structures", 18, "f64"), "images": ("structures", 3, "i32"), "flags": (16, 1, "i32"),
             "status": (16, 1, "i32"), "rebuild": (1, 1, "i32"), "energies": ("structures", 1, "f64"), "virials": ("structures", 6, "f64"),
             "atom_energy": ("total", 1, "f64"), "forces": ("total", 3, "f64"), "atom_virial": ("total", 6, "f64"),
         }
         for name, (count, width, dtype) in shapes.items():
-            a[name] = full(rows.get(count, count), width, dtype)
+            a[name] = full(count, width, dtype)
         structure = np.repeat(np.arange(n, dtype=np.int32), np.diff(starts))
 
         def put(values, length):
-            padded = np.zeros(length, dtype=np.int32)
-            padded[: len(values)] = values
-            return torch.from_numpy(padded).to(self.device)
+            array = np.zeros(length, dtype=np.int32)
+            array[: len(values)] = values
+            return torch.from_numpy(array).to(self.device)
 
-        a["elements"], a["structure"] = put(species, rows["total"]), put(structure, rows["total"])
+        padded = round_up(rows["total"], 128)
+        a["elements"], a["structure"] = put(species, padded), put(structure, padded)
         a["starts"], a["counts"] = put(starts, n + 1), put([n_local, total, n, int(permute)], 4)
         a["rebuild"].fill_(1)
 

@@ -201,8 +201,7 @@ class Schedule:
         wide: of those that keep more beside it.
         early_exit: whether programs look if they have atoms, for a capacity that exceeds the atoms by many blocks.
         tile: rows that a program of the message kernels treats one after the other.
-        message_edges, message_warps: of a block of edges in the message kernels.
-        edges, edge_warps: the same in the kernels with one edge a thread.
+        edges, edge_warps: of a block of edges in the kernels with one edge a thread.
         merged: of kernels with a hidden layer and what comes of it, forward; None if those are two kernels.
         merged_backward: the same backward, where a program has as many ``units`` of the hidden layer.
     """
@@ -212,8 +211,6 @@ class Schedule:
     wide: Blocks
     early_exit: bool
     tile: int
-    message_edges: int
-    message_warps: int
     edges: int
     edge_warps: int
     merged: Optional[Blocks] = None
@@ -223,11 +220,12 @@ class Schedule:
 
 HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves: far below 65504 / 256, their lo parts far above the smallest half
 SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
-SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, message_edges=32, message_warps=2, edges=64,
-                 edge_warps=2, merged=Blocks(16, 32, 8), merged_backward=Blocks(16, 64, 4))
-LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True, tile=8, message_edges=16, message_warps=1, edges=32,
-                 edge_warps=1)
-CHANNELS = 16  # of a program of the message kernels
+SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, edges=64, edge_warps=2,
+                 merged=Blocks(16, 32, 8), merged_backward=Blocks(16, 64, 4))
+LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True, tile=8, edges=32, edge_warps=1)
+# Of a program of the message kernels, which is one warp. Places for edges are multiples of 16 per row, so that no block of 16 leaves
+# its row: what lies there is finite, and needs no mask.
+CHANNELS, EDGES = 16, 16
 MERGED_FEATURES = 128  # up to which weights of a whole hidden layer fit into a program
 
 
@@ -334,8 +332,8 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         return atom_kernel(*args, EXIT=schedule.early_exit, **more)
 
     def message_kernel(function: Callable, suffix: str = "", **more):
-        constants = {"F": f, "KB": sizes.basis_block, "TILE": schedule.tile, "C": CHANNELS, "BE": schedule.message_edges, **more}
-        return launch(function, ["local", schedule.tile, f // CHANNELS], schedule.message_warps, suffix, **constants)
+        constants = {"F": f, "KB": sizes.basis_block, "TILE": schedule.tile, "C": CHANNELS, "BE": EDGES, **more}
+        return launch(function, ["local", schedule.tile, f // CHANNELS], 1, suffix, **constants)
 
     narrow, wide = schedule.products, schedule.wide
     rows = ["edge_count", "neighbors", "geometry"]

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from plan_runner import PlanRunner
 from reference import SCHNETPACK, random_model, reference
 from structures import structure
@@ -208,6 +209,16 @@ def test_whole_model(name, features, layers, search, schedule):
     model, atoms = random_model(features, layers), structure(name)
     r = runner(model, atoms, search, schedule, edge_capacity=128, candidate_capacity=2048 if search == "dense" else 256)
     check(r.compute(atoms.positions, atoms.cell.array, atoms.pbc), reference(model, atoms), len(atoms))
+
+
+@pytest.mark.parametrize("search, schedule", [("dense", 0), ("list", 0), ("list", 1)])
+def test_nothing_beyond_an_array_counts(search, schedule):
+    """Sixteen atoms with fifteen neighbours each fill every array of atoms and edges to its end, behind which nothing is a number."""
+    sites = 1.7 * np.stack(np.meshgrid(*map(np.arange, (2, 2, 4)), indexing="ij"), -1).reshape(-1, 3)
+    atoms = Atoms("COHH" * 4, sites + np.random.default_rng(0).normal(0, 0.05, sites.shape))
+    model = random_model(16, 2, cutoff=6.5)
+    capacities = {"edge_capacity": 16, "candidate_capacity": 16 if search == "dense" else 32, "extra_rows": 0}
+    check(runner(model, atoms, search, schedule, **capacities).compute(atoms.positions), reference(model, atoms), 16)
 
 
 def test_settings_of_schnetpack():
