@@ -9,7 +9,6 @@ counts one read per edge of what is gathered from neighbours. Gathers come from 
 is faster, so their floor is a guide, not a bound.
 """
 
-import copy
 import statistics
 import sys
 from pathlib import Path
