@@ -203,10 +203,12 @@ def pairs_radial(
     gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr,
     COSINE: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """pairs_dense and radial for few atoms: the edges of a row, then what depends on them. Rows are the caller's atoms."""
+    """The edges of a row among all pairs of its structure, then what radial makes of them. Rows are the caller's atoms; ghosts have edges to
+    local atoms only."""
     previous_kernel()
     row = tl.program_id(0)
     n_local, n_total = tl.load(counts), tl.load(counts + 1)
+    # What does not depend on the counts is loaded before they are looked at: a small molecule is a chain of latencies.
     b, element = tl.load(structure + row), tl.load(elements + row)
     own = positions + row.to(tl.int64) * 3
     x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)

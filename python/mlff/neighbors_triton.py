@@ -5,7 +5,7 @@ the same for both signs), so the two directions of a pair have exactly opposite 
 kept or dropped together: that each edge has its reverse rests on it. No result depends on the order in which programs run.
 """
 
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 import triton
 import triton.language as tl
@@ -158,25 +158,6 @@ def search_row(row, n_local, b, element, x, y, z, limit_d, seen0, seen1, positio
         tl.atomic_max(flags + 6, b + 1, mask=few)
     tl.atomic_max(flags + 3, row + 1, mask=(x + y + z) * 0.0 != 0.0)
     return count
-
-
-@triton.jit
-def pairs_dense(counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors,
-                geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
-    """Edges of one row among all pairs of its structure. Rows are the caller's atoms; ghosts have edges to local atoms only."""
-    previous_kernel()
-    row = tl.program_id(0)
-    n_local, n_total = tl.load(counts), tl.load(counts + 1)
-    # What does not depend on the counts is loaded before they are looked at: a small molecule is a chain of latencies.
-    b, element = tl.load(structure + row), tl.load(elements + row)
-    own = positions + row.to(tl.int64) * 3
-    x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
-    limit_d = tl.load(cutoff)
-    seen0, seen1 = tl.load(flags), tl.load(flags + 1)
-    if row >= n_total:
-        return
-    search_row(row, n_local, b, element, x, y, z, limit_d, seen0, seen1, positions, elements, starts, boxes, images, flags, order, species,
-               edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
 
 
 @triton.jit
@@ -578,13 +559,13 @@ def search_buffers(plan) -> None:
         plan.buffer(name, rows, width, dtype)
 
 
-DENSE = "counts positions elements structure starts boxes images cutoff flags order species"  # arguments of pairs_dense, before EDGES
+DENSE = "counts positions elements structure starts boxes images cutoff flags order species"  # arguments of a search among all pairs, before EDGES
 PLACES = ["edge_capacity", "candidate_capacity"]
 EDGES = ["edge_count", "neighbors", "geometry", "distance", "reverse", "slot", *PLACES]
 
 
-def search_stages(plan, dense: Optional[List[Dict[str, Any]]] = None) -> Dict[str, List[Dict[str, Any]]]:
-    """Launches and stages of both searches. dense: stages in place of pairs_dense.
+def search_stages(plan, dense: List[Dict[str, Any]]) -> Dict[str, List[Dict[str, Any]]]:
+    """Launches and stages of both searches. dense: of that among all pairs, whose kernels are made of search_row.
 
     The dense search spreads a row over several warps, since small molecules leave most of a GPU idle; the list has one row per
     warp, so that counting edges needs no barrier. Kernels of the list that mostly return at once have several rows per program,
@@ -594,8 +575,6 @@ def search_stages(plan, dense: Optional[List[Dict[str, Any]]] = None) -> Dict[st
 
     def stage(function, args: str, grid: List[Any], more: Sequence[str] = (), warps: int = 4, **constants) -> Dict[str, Any]:
         return plan.stage(plan.launch(function.__name__, function, warps=warps, **constants), [*args.split(), *more], grid)
-
-    dense = dense or [stage(pairs_dense, DENSE, ["total", 1, 1], EDGES, warps=4, BLOCK=128)]
 
     args = "counts positions boxes reference_positions reference_box flags rebuild"
     made = [stage(moved, args, atoms, **block)]

@@ -7,6 +7,8 @@ import torch
 from plan_runner import PlanRunner, inverse_box
 
 pytest.importorskip("triton")
+from dense_search import searches  # noqa: E402
+
 from mlff import forces_triton, neighbors_triton  # noqa: E402
 from mlff.painn import forces_and_virial  # noqa: E402
 from mlff.plan import CudaPlan  # noqa: E402
@@ -25,7 +27,7 @@ class Forces(PlanRunner):
         neighbors_triton.search_buffers(plan)
         plan.buffer("row_energy", "local", 1, "f64")
         plan.buffer("gradient", "edges", 4)
-        plan.search = neighbors_triton.search_stages(plan)
+        plan.search = searches(plan)
         plan.schedules = [{"max_rows": None, "stages": []}]
         self.last = forces_triton.force_stages(plan, large)
         self.arrays_stages = forces_triton.export_import_stages(plan)

@@ -10,6 +10,8 @@ from plan_runner import PlanRunner, images_of
 from structures import STRUCTURES
 
 pytest.importorskip("triton")
+from dense_search import searches  # noqa: E402
+
 from mlff import neighbors_triton  # noqa: E402
 from mlff.neighbors import find_neighbors  # noqa: E402
 from mlff.plan import CudaPlan  # noqa: E402
@@ -36,7 +38,7 @@ class Search(PlanRunner):
     def __init__(self, search: str, cutoff: float = CUTOFF):
         plan = CudaPlan({"cutoff": "f64"})
         neighbors_triton.search_buffers(plan)
-        plan.search = neighbors_triton.search_stages(plan)
+        plan.search = searches(plan)
         plan.schedules = [{"max_rows": None, "stages": []}]
         super().__init__(plan, {"cutoff": np.array([cutoff])}, cutoff, DEVICE, search)
 
