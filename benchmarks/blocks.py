@@ -8,7 +8,6 @@ Times are medians of replays of a CUDA graph of evaluations that follow each oth
 
 import argparse
 import dataclasses
-import statistics
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from common import architectures, environment, write_results
+from common import architectures, environment, microseconds, write_results
 from mlff import plan
 from mlff.bench import structure
 from mlff.core import DeviceArrays, Model, System
@@ -51,34 +50,26 @@ def payload(model: PaiNN, change: dict, device: str) -> bytes:
         plan.SMALL = kept
 
 
-def microseconds(data: bytes, atoms) -> float:
-    """Of one evaluation among REPEATS in a graph."""
-    system, stream = System(Model(data), "cuda:0"), torch.cuda.Stream()
+def evaluation(data: bytes, atoms) -> float:
+    """Microseconds of one among REPEATS in a graph."""
+    system = System(Model(data), "cuda:0")
     system.set_atoms(atoms.numbers)
     positions, forces = torch.from_numpy(atoms.positions).cuda(), torch.zeros(len(atoms), 3, dtype=torch.float64, device="cuda")
     energy = torch.zeros(1, dtype=torch.float64, device="cuda")
     arrays = DeviceArrays(
-        stream=stream.cuda_stream, is_double=1, n_rows=len(atoms), positions=positions.data_ptr(), length_unit=1.0, energy_unit=1.0,
-        energy=energy.data_ptr(), forces=forces.data_ptr(),
+        is_double=1, n_rows=len(atoms), positions=positions.data_ptr(), length_unit=1.0, energy_unit=1.0, energy=energy.data_ptr(),
+        forces=forces.data_ptr(),
     )  # fmt: skip
+
+    def compute() -> None:
+        arrays.stream = torch.cuda.current_stream().cuda_stream
+        system.compute_device(arrays)
+
+    compute()  # makes room, which must not happen while a graph is captured
     torch.cuda.synchronize()
-    with torch.cuda.stream(stream):
-        system.compute_device(arrays)  # makes room, which must not happen while a graph is captured
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
-            for _ in range(REPEATS):
-                system.compute_device(arrays)
-        times = []
-        for _ in range(17):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record(stream)
-            graph.replay()
-            end.record(stream)
-            end.synchronize()
-            times.append(1e3 * start.elapsed_time(end) / REPEATS)
+    us = microseconds(compute, REPEATS)
     assert torch.isfinite(forces).all()
-    return statistics.median(times[2:])
+    return us
 
 
 def main():
@@ -92,7 +83,7 @@ def main():
 
     def times(change: dict) -> list[float]:
         data = payload(model, change, "cuda")
-        return [microseconds(data, atoms) for atoms in droplets]
+        return [evaluation(data, atoms) for atoms in droplets]
 
     now = times({})
     rows, best = [("now", {}, now)], {}

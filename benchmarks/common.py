@@ -1,6 +1,7 @@
-"""What every benchmark shares: the machine's description with the commit, result files."""
+"""What every benchmark shares: the machine's description with the commit, result files, times on a GPU."""
 
 import json
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -34,3 +35,23 @@ def architectures(device: str) -> tuple:
     major, minor = torch.cuda.get_device_capability(device)
     fitting = [x for x in ARCHITECTURES if x // 10 == major and x % 10 <= minor]
     return (max(fitting),) if fitting else ARCHITECTURES
+
+
+def microseconds(call, repeats: int) -> float:
+    """Median time of a call among ``repeats`` dependent ones in a graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(repeats):
+                call()
+        times = []
+        for _ in range(7):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(1e3 * start.elapsed_time(end) / repeats)
+    return statistics.median(times[2:])

@@ -9,7 +9,6 @@ counts one read per edge of what is gathered from neighbours. Gathers come from 
 is faster, so their floor is a guide, not a bound.
 """
 
-import statistics
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from common import environment, water_box, write_results  # noqa: E402
+from common import environment, microseconds, water_box, write_results  # noqa: E402
 from plan_runner import PlanRunner  # noqa: E402
 
 from mlff.export import cuda_tensors, plan_tensors  # noqa: E402
@@ -29,26 +28,6 @@ from mlff.plan import cuda_plan  # noqa: E402
 
 SIZES = {"f16": 2, "f32": 4, "f64": 8, "i32": 4, "i64": 8, "u8": 1}
 GATHERED = {"message": 5, "message_backward": 4}  # numbers per channel and edge
-
-
-def microseconds(call, repeats: int) -> float:
-    """Median time of a call among ``repeats`` dependent ones in a graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(repeats):
-                call()
-        times = []
-        for _ in range(7):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(1e3 * start.elapsed_time(end) / repeats)
-    return statistics.median(times[2:])
 
 
 def copy_bandwidth() -> float:

@@ -349,10 +349,10 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         source_merged = atom_kernel(message_triton.source_merged, schedule.merged, width=3 * f)
         no_moments = dict.fromkeys(("moments", "species", "embedding_hidden", "q_hidden"))
         update_merged = {
-            (first, last): atom_kernel(update_triton.update_merged, schedule.merged, ".first" * first + ".last" * last,
-                                       width=(1 if last else 2) * f, LAST=last, FIRST=first, EPSILON=config.norm_epsilon,
-                                       **of_moments, **({} if first else no_moments))
-            for first, last in {(layer == 0, layer == n - 1) for layer in range(n)}
+            (lowest, last): atom_kernel(update_triton.update_merged, schedule.merged, ".first" * lowest + ".last" * last,
+                                        width=(1 if last else 2) * f, LAST=last, FIRST=lowest, EPSILON=config.norm_epsilon,
+                                        **of_moments, **({} if lowest else no_moments))
+            for lowest, last in {(layer == 0, layer == n - 1) for layer in range(n)}
         }
     message = message_kernel(message_triton.message)
     for layer in range(n):

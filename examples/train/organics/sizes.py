@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 from mlff.files import replacing
 from mlff.train.config import read_config
-from mlff.train.data import make_graphs, read_frames, shortest_distances, split
+from mlff.train.data import make_graphs, read_frames, split
 from mlff.train.fit import errors, fit
-from mlff.train.run import new_model
+from mlff.train.run import end_with_data, new_model
 
 SIZES = ((64, 2), (128, 3), (256, 3))  # features, layers
 KIND = "md-cool"
@@ -39,22 +39,22 @@ def main() -> None:
     data, settings = config.data, config.fit.model_copy(update={"steps": args.steps, "report_every": args.steps // args.reports})
     results = json.loads(args.target.read_text()) if args.target.is_file() else {}
     frames = read_frames(data.files, data.split_by)
-    training, validation, held_out = split(frames, data.split_by, data.validation, data.held_out, settings.seed)
-    judged = [k for k in held_out if frames[k].info["kind"] == KIND]
-    forces = np.concatenate([frames[k].calc.results["forces"] for k in judged])
+    sides = split(frames, data.split_by, data.validation, data.held_out, settings.seed)
+    forces = np.concatenate([frames[k].calc.results["forces"] for k in sides[2] if frames[k].info["kind"] == KIND])
     graphs = make_graphs(frames, config.model.cutoff)
+    training, validation = ([graphs[k] for k in side] for side in sides[:2])
+    judged = [graphs[k] for k in sides[2] if frames[k].info["kind"] == KIND]
     for features, layers in SIZES:
         name = f"{features} features, {layers} layers"
         if name in results:
             continue
         sized = config.model_copy(update={"model": config.model.model_copy(update={"features": features, "layers": layers})})
         torch.manual_seed(settings.seed)
-        model = new_model(sized, frames, training)
-        shortest = shortest_distances([graphs[k] for k in training], model.index_of_number, model.config.cutoff)
-        model.repulsion_radius.copy_(shortest)  # as mlff train does
+        model = new_model(sized, frames, sides[0])
+        end_with_data(model, training)
         began = time.time()
-        fitted, curves = fit(model, [graphs[k] for k in training], settings, args.device, [graphs[k] for k in validation])
-        found = errors(fitted, [graphs[k] for k in judged], [KIND] * len(frames), settings.max_edges, args.device)[KIND]
+        fitted, curves = fit(model, training, settings, args.device, validation)
+        found = errors(fitted, judged, [KIND] * len(frames), settings.max_edges, args.device)[KIND]
         # the last stretch holds no compilation
         ms = 1000 * (curves[-1].seconds - curves[-2].seconds) / (curves[-1].step - curves[-2].step)
         results[name] = {

@@ -55,9 +55,7 @@ def train(path: Path, device: str) -> dict:
     model = new_model(config, frames, sides[0])
     graphs = make_graphs(frames, model.config.cutoff)
     training, validation, held_out = ([graphs[k] for k in side] for side in sides)
-    if model.config.repulsion:  # the network ends where its data end
-        shortest = shortest_distances(training, model.index_of_number, model.config.cutoff)
-        model.repulsion_radius.copy_(torch.minimum(model.repulsion_radius, shortest) if config.start else shortest)
+    end_with_data(model, training, bool(config.start))
     counts = f"{len(training)} structures to train on, {len(validation)} to validate with, {len(held_out)} held out"
     print(f"{counts}; {device}", flush=True)
 
@@ -164,6 +162,13 @@ def new_model(config: Config, frames: list, training: list[int]) -> PaiNN:
     if missing:
         raise ValueError(f"the data hold {' '.join(missing)}, but {known} has only {' '.join(model.config.species)}")
     return model
+
+
+def end_with_data(model: PaiNN, training: list, started: bool = False) -> None:
+    """Lets the network end, and the repulsion of nuclei begin, where the graphs to train on end; started: where those of its first training do, too."""
+    if model.config.repulsion:
+        shortest = shortest_distances(training, model.index_of_number, model.config.cutoff)
+        model.repulsion_radius.copy_(torch.minimum(model.repulsion_radius, shortest) if started else shortest)
 
 
 def plot(curves: list[Point], path: Path) -> None:
