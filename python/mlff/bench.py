@@ -4,9 +4,10 @@ Energy, forces and virial at new positions every call. Small structures are drop
 periodic boxes at 0.1 atoms/A^3. mlff looks for its neighbours itself: *search excluded* are moves so small that the list of the
 last search is kept, *search included* moves that need a new one. (Up to about a thousand atoms a GPU searches at every call.)
 
-Two ways in: the *core* with arrays on the host (LAMMPS, ASE), whose time includes the copies, and on a GPU the TorchScript
-*operator* with tensors on the device (OpenMM), timed by the GPU, without the virial. The peers are PyTorch's autograd on the same
-weights and the same edges, which are given to it: its time includes no search.
+Three ways in: the *core* with arrays on the host (LAMMPS, ASE), whose time is that of the caller and includes the copies; on a GPU also the
+TorchScript *operator* with tensors on the device (OpenMM), and the operator in a CUDA graph (OpenMM's useCUDAGraphs, loops in PyTorch), both
+timed by the GPU's events. The peers are PyTorch's autograd on the same weights and the same edges, which are given to it: its time, by the
+GPU's events too, includes no search.
 """
 
 import gc
@@ -180,7 +181,7 @@ def _in_core(model: Model, device: str, atoms: Atoms, search: bool, seconds: flo
     return {**result, "bytes_per_atom": system.bytes / len(atoms)}
 
 
-def _in_operator(data: bytes, device: str, atoms: Atoms, search: bool, seconds: float) -> Dict[str, Any]:
+def _in_operator(data: bytes, device: str, atoms: Atoms, search: bool, seconds: float, captured: bool) -> Dict[str, Any]:
     import torch
 
     from .torchscript import module
@@ -190,9 +191,22 @@ def _in_operator(data: bytes, device: str, atoms: Atoms, search: bool, seconds: 
     x = torch.tensor(atoms.positions / 10, dtype=torch.float32, device=device)  # OpenMM's unit is the nanometre
     cell = torch.tensor(atoms.cell.array / 10, dtype=torch.float32, device=device) if atoms.pbc.all() else None
 
+    def evaluate(positions) -> None:
+        script(positions, cell)
+
+    if captured:
+        fixed, graph = x.clone(), torch.cuda.CUDAGraph()
+        evaluate(fixed)  # makes room, which must not happen during the capture
+        with torch.cuda.graph(graph):
+            script(fixed, cell)
+
+        def evaluate(positions) -> None:
+            fixed.copy_(positions)
+            graph.replay()
+
     def call() -> float:
         positions = x + 0.1 * (MOVE * (2 * torch.rand_like(x) - 1) + JUMP * (search and next(count) % 2))
-        return _on_device(lambda: script(positions, cell))
+        return _on_device(lambda: evaluate(positions))
 
     return _measure(call, len(atoms), seconds)
 
@@ -392,18 +406,18 @@ def bench(
         (output / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
         progress.advance(task)
 
-    ways = ("core",) if device == "cpu" else ("core", "operator")
+    operators = {} if device == "cpu" else {"operator": False, "operator, CUDA graph": True}
     kinds = [(n, *kind) for n in sizes for kind in (Peers.kinds(device, n) if torch_peers else ())]
     kinds.sort(key=lambda kind: (kind[1] == "compiled", kind[1] == "compiled" and kind[2]))  # what takes longest comes last
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("measuring", total=2 * len(ways) * len(sizes) + len(kinds))
+        task = progress.add_task("measuring", total=2 * (1 + len(operators)) * len(sizes) + len(kinds))
         for n in sizes:
             atoms = structure(n, model.atomic_numbers.tolist())
             progress.update(task, description=f"{n} atoms")
             for search in (False, True):
                 record(atoms, "core", lambda: _in_core(model, device, atoms, search, seconds), search=search)
-                if "operator" in ways:
-                    record(atoms, "operator", lambda: _in_operator(data, device, atoms, search, seconds), search=search)
+                for via, captured in operators.items():
+                    record(atoms, via, lambda: _in_operator(data, device, atoms, search, seconds, captured), search=search)
         for n, kind, tf32 in kinds:
             atoms = structure(n, model.atomic_numbers.tolist())
             progress.update(task, description=f"{n} atoms, {kind}")

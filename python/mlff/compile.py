@@ -8,6 +8,7 @@ drivers translate for GPUs that are newer than all machine code.
 """
 
 import base64
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -73,7 +74,9 @@ def compile_plan(
     used = {name: launch for name, launch in plan.launches.items() if launch.types}
     jobs = {(name, target): _job(name, launch, target, architectures) for name, launch in used.items() for target in targets}
     different = list(dict.fromkeys(jobs.values()))
-    cache = "-".join(map(str, (__version__, *sorted(architectures))))
+    # Triton's key of a kernel covers the functions that it calls, but not those that are called while it compiles.
+    builtins = hashlib.sha256(Path(__file__).with_name("launch_triton.py").read_bytes()).hexdigest()[:12]
+    cache = "-".join(map(str, (__version__, builtins, *sorted(architectures))))
     answers = dict(zip(different, _compile_all(different, cache, progress)))
     kernels, tensors = {}, {}
     for name, launch in used.items():

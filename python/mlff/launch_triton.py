@@ -19,26 +19,46 @@ def previous_kernel(_semantic=None):
 previous_kernel.__triton_builtin__ = True  # the compiler passes _semantic, the interpreter does not
 
 
-def overlaps(_semantic=None):
-    """Whether this is compiled for GPUs whose kernels overlap, which also have room for many weights at once (a constant)."""
-    return tl.constexpr(_semantic is not None and _semantic.builder.options.arch == "sm90")
-
-
-overlaps.__triton_builtin__ = True
-
-
 def together(*values, _semantic=None):
-    """The values, halves that have been loaded, but none of them before all loads are on their way.
+    """The values, halves or float32 that have been loaded, but none of them before all loads are on their way.
 
-    Without it the compiler takes each operand of a product through shared memory, with a barrier, before it loads the next one, and
-    their latencies add up. With it all of them are in shared memory at once, for which not every GPU has room.
+    Without it the compiler takes each of them through shared memory, with a barrier, to the threads that need it before it loads the next
+    one, and their latencies add up. With it all of them are in registers or shared memory at once, for which not every GPU has room.
     """
     if _semantic is None:
         return values
     if _semantic.builder.options.arch != "sm90":
         return tl.tuple(values)
-    made = [tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [v], v.dtype, is_pure=False, pack=2, _semantic=_semantic) for v in values]
-    return tl.tuple(made)
+
+    def there(value):
+        kind, pack = ("f", 1) if value.dtype == tl.float32 else ("r", 2)
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", f"={kind},{kind}", [value], value.dtype, is_pure=False, pack=pack, _semantic=_semantic)
+
+    return tl.tuple([there(value) for value in values])
 
 
 together.__triton_builtin__ = True
+
+
+def finished(*values, _semantic=None):
+    """The float32 values, none of which is left to be computed behind previous_kernel().
+
+    Products that need nothing of the kernel before are there for the time until it has ended, but the assembler moves them behind
+    the wait: nothing tells it not to. Here a second wait depends on them, which is never executed but for one number in 2^32, and then does no harm.
+    """
+    if _semantic is None:
+        return values
+    if _semantic.builder.options.arch != "sm90":
+        return tl.tuple(values)
+    wait = "{ .reg .pred p; .reg .b32 t; xor.b32 t, $4, $6; setp.eq.u32 p, t, 0x7fc01234; @p griddepcontrol.wait; "
+    code = wait + " ".join(f"mov.b32 ${k}, ${k + 4};" for k in range(4)) + " }"
+    constraints = ",".join(["=r"] * 4 + ["r"] * 4)
+    made = []
+    for value in values:
+        bits = _semantic.bitcast(value, tl.int32)
+        bits = tl.inline_asm_elementwise(code, constraints, [bits], tl.int32, is_pure=False, pack=4, _semantic=_semantic)
+        made.append(_semantic.bitcast(bits, tl.float32))
+    return tl.tuple(made)
+
+
+finished.__triton_builtin__ = True

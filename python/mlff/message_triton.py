@@ -14,57 +14,82 @@ import triton.language as tl
 
 from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, silu, silu_slope, store_hidden, weights
 from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
-from .launch_triton import previous_kernel, together
+from .launch_triton import finished, previous_kernel, together
 from .update_triton import load_sum, load_vector, mix_gradient
 
 
 @triton.jit
+def moment_weights(w, WIDTH: tl.constexpr, SKP: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr):
+    """Blocks of weights [SKP, BN], each [BK, BN], for few atoms (not EXIT), which have all of them before they wait: hi parts, lo parts."""
+    hi, lo = (), ()
+    for k0 in tl.static_range(0, 0 if EXIT else SKP, BK):
+        w_hi, w_lo = together(*weights(w + k0 * WIDTH, WIDTH * SKP))
+        hi, lo = hi + (w_hi,), lo + (w_lo,)
+    return hi, lo
+
+
+@triton.jit
+def from_moments(m, w, hi, lo, species, embedding, WIDTH: tl.constexpr, SKP: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr):
+    """Moments m [BM, SKP] times weights w [SKP, BN], of which hi and lo are what :func:`moment_weights` gives; plus the embedding [S, BN] of
+    the elements, if it is not None: zero for atoms that the model ignores."""
+    rows = ()
+    for k0 in tl.static_range(0, 0 if EXIT else SKP, BK):  # all loads before the first product
+        rows = rows + (tl.load(m + k0),)
+    value = tl.zeros([m.shape[0], w.shape[1]], tl.float32)
+    if embedding is not None:
+        element = tl.load(species)
+        value += tl.where(element >= 0, tl.load(embedding + tl.maximum(element, 0) * WIDTH), 0.0)
+    for k0 in tl.static_range(0, SKP, BK):
+        if EXIT:
+            w_hi, w_lo = weights(w + k0 * WIDTH, WIDTH * SKP)
+            value += product(tl.load(m + k0), w_hi, w_lo)
+        else:
+            value += product(rows[k0 // BK], hi[k0 // BK], lo[k0 // BK])
+    return value
+
+
+@triton.jit
 def message_first(
-    counts, moments, species, embedding, q_s, q_vpq, s, v, pq, F: tl.constexpr, SKP: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr,
+    counts, moments, species, embedding, q_s, q_vpq, s, v, pq, embedding_hidden, q_hidden, hidden, F: tl.constexpr, SKP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr,
 ):
     """First message layer from its moments, and with it the mixing p = v V, q = v U of the update that follows.
 
     q_vpq [SKP, 3F] is q_v beside q_v @ vu, so that p and q come from the moments too: one kernel less. A program has columns of
-    the scalars, or of v, p or q of one component.
+    the scalars, or of v, p or q of one component, or of hidden [local, F], what the scalars give to the hidden layer of the update: that is
+    made of embedding_hidden [S, F] and q_hidden [SKP, F], the embedding and q_s times the weight. Where these are None it is not made.
     """
-    ACROSS: tl.constexpr = 10 * F // BN
+    ACROSS: tl.constexpr = (10 if hidden is None else 11) * F // BN
     row, c = place(ACROSS, BM, BN)
-    axis = (tl.program_id(0) % ACROSS + 2 * F // BN) // (3 * F // BN) - 1
+    axis = (tl.program_id(0) % ACROSS + 2 * F // BN) // (3 * F // BN) - 1  # -1: scalars, 3: hidden
     n = tl.load(counts)
     k = tl.arange(0, BK)
     m = moments + row * (4 * SKP) + k[None, :]
+    if EXIT:
+        previous_kernel()
+        if tl.program_id(0) // ACROSS * BM >= n:
+            return
     if axis < 0:
         w = q_s + k[:, None] * F + c
-        if not EXIT:
-            w_hi, w_lo = together(*weights(w, F * SKP))
+        hi, lo = moment_weights(w, F, SKP, BK, EXIT)
         previous_kernel()
-        if EXIT:
-            if tl.program_id(0) // ACROSS * BM >= n:
-                return
-        element = tl.load(species + row)
-        value = tl.where(element >= 0, tl.load(embedding + tl.maximum(element, 0) * F + c), 0.0)
-        for k0 in tl.static_range(0, SKP, BK):
-            if EXIT or k0 > 0:
-                w_hi, w_lo = weights(w + k0 * F, F * SKP)
-            value += product(tl.load(m + k0), w_hi, w_lo)
-        tl.store(s + row * F + c, value)
-    else:
-        c -= F + axis * (3 * F)  # of v, p and q
-        value = tl.zeros([BM, BN], tl.float32)
-        w = q_vpq + k[:, None] * (3 * F) + c
-        if not EXIT:
-            w_hi, w_lo = together(*weights(w, 3 * F * SKP))
-        previous_kernel()
-        if EXIT:
-            if tl.program_id(0) // ACROSS * BM >= n:
-                return
-        for k0 in tl.static_range(0, SKP, BK):
-            if EXIT or k0 > 0:
-                w_hi, w_lo = weights(w + k0 * (3 * F), 3 * F * SKP)
-            value += product(tl.load(m + (1 + axis) * SKP + k0), w_hi, w_lo)
+        tl.store(s + row * F + c, from_moments(m, w, hi, lo, species + row, embedding + c, F, SKP, BK, EXIT))
+    elif axis < 3:
         is_v = (tl.program_id(0) % ACROSS + 2 * F // BN) % (3 * F // BN) < F // BN
+        c -= F + axis * (3 * F)  # of v, p and q
+        w = q_vpq + k[:, None] * (3 * F) + c
+        hi, lo = moment_weights(w, 3 * F, SKP, BK, EXIT)
+        previous_kernel()
+        value = from_moments(m + (1 + axis) * SKP, w, hi, lo, None, None, 3 * F, SKP, BK, EXIT)
         tl.store(tl.where(is_v, v + row * (3 * F) + axis * F, pq + row * (6 * F) + axis * (2 * F) - F) + c, value)
+    else:
+        c -= 10 * F
+        if hidden is not None:
+            w = q_hidden + k[:, None] * F + c
+            hi, lo = moment_weights(w, F, SKP, BK, EXIT)
+        previous_kernel()
+        if hidden is not None:
+            tl.store(hidden + row * F + c, from_moments(m, w, hi, lo, species + row, embedding_hidden + c, F, SKP, BK, EXIT))
 
 
 @triton.jit
@@ -157,7 +182,8 @@ def source_merged(
     is_vv = tl.program_id(0) % ACROSS >= 2 * F // BN
     # Loaded by all, so that those who need them do not wait for them at the end.
     v_0, v_1, v_2 = load_vector(v + row * (3 * F) + tl.where(is_vv, c - 2 * F, 0), F)
-    h = product(tl.load(s + row * F + k), h_hi, h_lo) + of_units
+    scalars, v_0, v_1, v_2 = together(tl.load(s + row * F + k), v_0, v_1, v_2)
+    h = product(scalars, h_hi, h_lo) + of_units
     value = product(silu(h), w_hi, w_lo) + bias
     out = x + row * (5 * F) + c
     if is_vv:
@@ -190,7 +216,7 @@ def source_merged_backward(
     to_hi, to_lo = weights(w1 + (c - part * F) * F + unit[:, None], F * F)
     factor = tl.load(slope + row * F + unit[None, :])
     past = tl.load(g + row * (4 * F) + c - part * F)
-    hi_0, lo_0, hi_1, lo_1, hi_2, lo_2, to_hi, to_lo = together(hi_0, lo_0, hi_1, lo_1, hi_2, lo_2, to_hi, to_lo)
+    factor, past, hi_0, lo_0, hi_1, lo_1, hi_2, lo_2, to_hi, to_lo = together(factor, past, hi_0, lo_0, hi_1, lo_1, hi_2, lo_2, to_hi, to_lo)
     previous_kernel()
     g_0, g_1, g_2 = load_vector(g_x + row * (3 * F) + k[None, :], F)
     g_h = product(g_0, hi_0, lo_0) + product(g_1, hi_1, lo_1) + product(g_2, hi_2, lo_2)
@@ -203,6 +229,33 @@ def filter_weights(filter, k, c, F: tl.constexpr, KB: tl.constexpr):
     w = filter + k[:, None] * (3 * F) + c[None, :]
     rest = w + KB * (3 * F)
     return tl.load(w), tl.load(w + F), tl.load(w + 2 * F), tl.load(rest), tl.load(rest + F), tl.load(rest + 2 * F)
+
+
+@triton.jit
+def row_edges(row, start, count, neighbors, geometry, basis, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
+    """Of the BE edges of a row from start on: neighbours [BE, 1], the basis [BE, KB] (hi, lo) and unit vectors [BE, 1]; zero beyond the count."""
+    place = start + tl.arange(0, BE)[:, None]
+    inside = place < count
+    e = row * edge_capacity + place
+    j = tl.load(neighbors + e, mask=inside, other=0).to(tl.int64)
+    at = basis + e * (2 * KB) + tl.arange(0, KB)[None, :]
+    b, b_lo = tl.load(at, mask=inside, other=0.0), tl.load(at + KB, mask=inside, other=0.0)
+    u = geometry + e * 4
+    return j, b, b_lo, tl.load(u, mask=inside, other=0.0), tl.load(u + 1, mask=inside, other=0.0), tl.load(u + 2, mask=inside, other=0.0)
+
+
+@triton.jit
+def message_filters(b, b_lo, w_s, w_vs, w_vv, r_s, r_vs, r_vv, C: tl.constexpr, BE: tl.constexpr):
+    return filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(b, b_lo, w_vv, r_vv, BE, C)
+
+
+@triton.jit
+def message_sums(sum_s, sum_0, sum_1, sum_2, x, c, j, u_0, u_1, u_2, f_s, f_vs, f_vv, F: tl.constexpr):
+    """The sums with the messages of some edges added, from what their neighbours send."""
+    x_j = x + j * (5 * F) + c[None, :]
+    x_s, x_vs, x_0, x_1, x_2 = tl.load(x_j), tl.load(x_j + F), tl.load(x_j + 2 * F), tl.load(x_j + 3 * F), tl.load(x_j + 4 * F)
+    m_vs = f_vs * x_vs
+    return sum_s + f_s * x_s, sum_0 + (u_0 * m_vs + f_vv * x_0), sum_1 + (u_1 * m_vs + f_vv * x_1), sum_2 + (u_2 * m_vs + f_vv * x_2)
 
 
 @triton.jit
@@ -227,37 +280,87 @@ def message(
         i = first + step
         count = tl.load(edge_count + i)
         row = i.to(tl.int64)
-        own_s, own = tl.load(s + row * F + c), v + row * (3 * F) + c
-        own_0, own_1, own_2 = tl.load(own), tl.load(own + F), tl.load(own + 2 * F)
+        own_s = tl.load(s + row * F + c)
+        own_0, own_1, own_2 = load_vector(v + row * (3 * F) + c, F)
         sum_s, sum_0, sum_1, sum_2 = zero, zero, zero, zero
-        for start in range(0, count, BE):
-            place = start + tl.arange(0, BE)
-            inside = place < count
-            e = row * edge_capacity + place
-            j = tl.load(neighbors + e, mask=inside, other=0).to(tl.int64)
-            at = e[:, None] * (2 * KB) + k[None, :]
-            b = tl.load(basis + at, mask=inside[:, None], other=0.0)
-            b_lo = tl.load(basis + at + KB, mask=inside[:, None], other=0.0)
-            u_0 = tl.load(geometry + e * 4)[:, None]
-            u_1 = tl.load(geometry + e * 4 + 1)[:, None]
-            u_2 = tl.load(geometry + e * 4 + 2)[:, None]
-            x_j = x + j[:, None] * (5 * F) + c[None, :]
-            f_s, f_vs, f_vv = filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(b, b_lo, w_vv, r_vv, BE, C)
-            if TILE == 1:
-                previous_kernel()
-            sum_s += f_s * tl.load(x_j)
-            m_vs = f_vs * tl.load(x_j + F)
-            sum_0 += u_0 * m_vs + f_vv * tl.load(x_j + 2 * F)
-            sum_1 += u_1 * m_vs + f_vv * tl.load(x_j + 3 * F)
-            sum_2 += u_2 * m_vs + f_vv * tl.load(x_j + 4 * F)
-        if TILE == 1:
+        start = 0
+        if TILE == 1:  # two blocks of edges are ready when the kernel before has ended, and their gathers go together
+            j, b, b_lo, u_0, u_1, u_2 = row_edges(row, 0, count, neighbors, geometry, basis, edge_capacity, KB, BE)
+            j_b, b_b, b_lo_b, u_0b, u_1b, u_2b = row_edges(row, BE, count, neighbors, geometry, basis, edge_capacity, KB, BE)
+            b, b_lo, u_0, u_1, u_2, b_b, b_lo_b, u_0b, u_1b, u_2b = together(b, b_lo, u_0, u_1, u_2, b_b, b_lo_b, u_0b, u_1b, u_2b)
+            f_s, f_vs, f_vv = message_filters(b, b_lo, w_s, w_vs, w_vv, r_s, r_vs, r_vv, C, BE)
+            f_sb, f_vsb, f_vvb = message_filters(b_b, b_lo_b, w_s, w_vs, w_vv, r_s, r_vs, r_vv, C, BE)
+            f_s, f_vs, f_vv, f_sb, f_vsb, f_vvb = finished(f_s, f_vs, f_vv, f_sb, f_vsb, f_vvb)
             previous_kernel()
+            sum_s, sum_0, sum_1, sum_2 = message_sums(sum_s, sum_0, sum_1, sum_2, x, c, j, u_0, u_1, u_2, f_s, f_vs, f_vv, F)
+            sum_s, sum_0, sum_1, sum_2 = message_sums(sum_s, sum_0, sum_1, sum_2, x, c, j_b, u_0b, u_1b, u_2b, f_sb, f_vsb, f_vvb, F)
+            start = 2 * BE
+        for at in range(start, count, BE):
+            j, b, b_lo, u_0, u_1, u_2 = row_edges(row, at, count, neighbors, geometry, basis, edge_capacity, KB, BE)
+            f_s, f_vs, f_vv = message_filters(b, b_lo, w_s, w_vs, w_vv, r_s, r_vs, r_vv, C, BE)
+            sum_s, sum_0, sum_1, sum_2 = message_sums(sum_s, sum_0, sum_1, sum_2, x, c, j, u_0, u_1, u_2, f_s, f_vs, f_vv, F)
         out = v_out + row * (3 * F) + c
         tl.store(s_out + row * F + c, own_s + UNSCALE * tl.sum(sum_s, 0))
         tl.store(out, own_0 + UNSCALE * tl.sum(sum_0, 0))
         tl.store(out + F, own_1 + UNSCALE * tl.sum(sum_1, 0))
         tl.store(out + 2 * F, own_2 + UNSCALE * tl.sum(sum_2, 0))
     previous_kernel()
+
+
+@triton.jit
+def slope_edges(row, start, count, neighbors, geometry, basis, slope, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
+    """Of the BE edges of a row from start on: places [BE], neighbours [BE], the basis and its slope [BE, KB] (hi, lo each) and unit vectors."""
+    place = start + tl.arange(0, BE)
+    inside = place < count
+    e = row * edge_capacity + place
+    j = tl.load(neighbors + e, mask=inside, other=0).to(tl.int64)
+    at = e[:, None] * (2 * KB) + tl.arange(0, KB)[None, :]
+    b, b_lo = tl.load(basis + at, mask=inside[:, None], other=0.0), tl.load(basis + at + KB, mask=inside[:, None], other=0.0)
+    db, db_lo = tl.load(slope + at, mask=inside[:, None], other=0.0), tl.load(slope + at + KB, mask=inside[:, None], other=0.0)
+    u = geometry + e * 4
+    return e, inside, j, b, b_lo, db, db_lo, tl.load(u)[:, None], tl.load(u + 1)[:, None], tl.load(u + 2)[:, None]
+
+
+@triton.jit
+def message_gradients(
+    pair_gradient, sums, own, edges, ready, filters, g, c, slice, F: tl.constexpr, C: tl.constexpr, BE: tl.constexpr, ADD: tl.constexpr,
+):
+    """sums with the gradients of some messages added, and the gradients of their edges written.
+
+    sums: of g_s w_s, -(u.g_v) w_vs and g_v w_vv. own: what the row sent. edges: what slope_edges gives. ready: the filters and their slopes, if
+    they have been made; where they take too many registers they are made one by one (None).
+    """
+    g_s, g_vs, g_0, g_1, g_2 = sums
+    x_s, x_vs, x_0, x_1, x_2 = own
+    e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2 = edges
+    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filters
+    g_i = g + i[:, None] * (4 * F) + c[None, :]
+    g_is, g_i0, g_i1, g_i2 = tl.load(g_i), tl.load(g_i + F), tl.load(g_i + 2 * F), tl.load(g_i + 3 * F)
+    g_s += g_is * (filter_product(b, b_lo, w_s, r_s, BE, C) if ready is None else ready[0])
+    g_d = g_is * x_s * (filter_product(db, db_lo, w_s, r_s, BE, C) if ready is None else ready[1])
+    along = -(u_0 * g_i0 + u_1 * g_i1 + u_2 * g_i2)
+    f = filter_product(b, b_lo, w_vs, r_vs, BE, C) if ready is None else ready[2]
+    g_vs += along * f
+    g_u = -x_vs * f
+    d_0, d_1, d_2 = UNSCALE * tl.sum(g_u * g_i0, 1), UNSCALE * tl.sum(g_u * g_i1, 1), UNSCALE * tl.sum(g_u * g_i2, 1)
+    g_d += along * x_vs * (filter_product(db, db_lo, w_vs, r_vs, BE, C) if ready is None else ready[3])
+    f = filter_product(b, b_lo, w_vv, r_vv, BE, C) if ready is None else ready[4]
+    g_0 += f * g_i0
+    g_1 += f * g_i1
+    g_2 += f * g_i2
+    g_d += (x_0 * g_i0 + x_1 * g_i1 + x_2 * g_i2) * (filter_product(db, db_lo, w_vv, r_vv, BE, C) if ready is None else ready[5])
+    d_d = UNSCALE * tl.sum(g_d, 1)
+    out = pair_gradient + e * (4 * (F // C)) + 4 * slice
+    if ADD:
+        d_d += tl.load(out, mask=inside, other=0.0)
+        d_0 += tl.load(out + 1, mask=inside, other=0.0)
+        d_1 += tl.load(out + 2, mask=inside, other=0.0)
+        d_2 += tl.load(out + 3, mask=inside, other=0.0)
+    tl.store(out, d_d, mask=inside)
+    tl.store(out + 1, d_0, mask=inside)
+    tl.store(out + 2, d_1, mask=inside)
+    tl.store(out + 3, d_2, mask=inside)
+    return g_s, g_vs, g_0, g_1, g_2
 
 
 @triton.jit
@@ -277,8 +380,8 @@ def message_backward(
     first = tl.program_id(0) // (F // C) * TILE
     slice = tl.program_id(0) % (F // C)
     c = slice * C + tl.arange(0, C)
-    k = tl.arange(0, KB)
-    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, slice * C + filter_columns(C), F, KB)
+    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, tl.arange(0, KB), slice * C + filter_columns(C), F, KB)
+    filters = (w_s, w_vs, w_vv, r_s, r_vs, r_vv)
     zero = tl.zeros([BE, C], tl.float32)
     if TILE > 1:
         previous_kernel()
@@ -286,67 +389,43 @@ def message_backward(
         j = first + step
         count = tl.load(edge_count + j)
         row = j.to(tl.int64)
-        own = x + row * (5 * F) + c
-        x_s, x_vs = tl.load(own)[None, :], tl.load(own + F)[None, :]
-        x_0, x_1, x_2 = tl.load(own + 2 * F)[None, :], tl.load(own + 3 * F)[None, :], tl.load(own + 4 * F)[None, :]
-        g_s, g_vs, g_0, g_1, g_2 = zero, zero, zero, zero, zero
-        for start in range(0, count, BE):
-            place = start + tl.arange(0, BE)
-            inside = place < count
-            e = row * edge_capacity + place
-            i = tl.load(neighbors + e, mask=inside, other=0).to(tl.int64)
-            at = e[:, None] * (2 * KB) + k[None, :]
-            b = tl.load(basis + at, mask=inside[:, None], other=0.0)
-            b_lo = tl.load(basis + at + KB, mask=inside[:, None], other=0.0)
-            db = tl.load(slope + at, mask=inside[:, None], other=0.0)
-            db_lo = tl.load(slope + at + KB, mask=inside[:, None], other=0.0)
-            u_0 = tl.load(geometry + e * 4)[:, None]
-            u_1 = tl.load(geometry + e * 4 + 1)[:, None]
-            u_2 = tl.load(geometry + e * 4 + 2)[:, None]
-            g_i = g + i[:, None] * (4 * F) + c[None, :]
-            if TILE == 1:  # with more rows it would take too many registers
-                f_s, d_s = filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(db, db_lo, w_s, r_s, BE, C)
-                f_vs, d_vs = filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(db, db_lo, w_vs, r_vs, BE, C)
-                f_vv, d_vv = filter_product(b, b_lo, w_vv, r_vv, BE, C), filter_product(db, db_lo, w_vv, r_vv, BE, C)
-                previous_kernel()
-            g_is, g_i0, g_i1, g_i2 = tl.load(g_i), tl.load(g_i + F), tl.load(g_i + 2 * F), tl.load(g_i + 3 * F)
-            g_s += g_is * (f_s if TILE == 1 else filter_product(b, b_lo, w_s, r_s, BE, C))
-            g_d = g_is * x_s * (d_s if TILE == 1 else filter_product(db, db_lo, w_s, r_s, BE, C))
-            along = -(u_0 * g_i0 + u_1 * g_i1 + u_2 * g_i2)
-            f = f_vs if TILE == 1 else filter_product(b, b_lo, w_vs, r_vs, BE, C)
-            g_vs += along * f
-            g_u = -x_vs * f
-            d_0, d_1, d_2 = UNSCALE * tl.sum(g_u * g_i0, 1), UNSCALE * tl.sum(g_u * g_i1, 1), UNSCALE * tl.sum(g_u * g_i2, 1)
-            g_d += along * x_vs * (d_vs if TILE == 1 else filter_product(db, db_lo, w_vs, r_vs, BE, C))
-            f = f_vv if TILE == 1 else filter_product(b, b_lo, w_vv, r_vv, BE, C)
-            g_0 += f * g_i0
-            g_1 += f * g_i1
-            g_2 += f * g_i2
-            g_d += (x_0 * g_i0 + x_1 * g_i1 + x_2 * g_i2) * (d_vv if TILE == 1 else filter_product(db, db_lo, w_vv, r_vv, BE, C))
-            d_d = UNSCALE * tl.sum(g_d, 1)
-            out = pair_gradient + e * (4 * (F // C)) + 4 * slice
-            if ADD:
-                d_d += tl.load(out, mask=inside, other=0.0)
-                d_0 += tl.load(out + 1, mask=inside, other=0.0)
-                d_1 += tl.load(out + 2, mask=inside, other=0.0)
-                d_2 += tl.load(out + 3, mask=inside, other=0.0)
-            tl.store(out, d_d, mask=inside)
-            tl.store(out + 1, d_0, mask=inside)
-            tl.store(out + 2, d_1, mask=inside)
-            tl.store(out + 3, d_2, mask=inside)
-        if TILE == 1:
+        sent = x + row * (5 * F) + c
+        x_0, x_1, x_2 = load_vector(sent + 2 * F, F)
+        own = (tl.load(sent)[None, :], tl.load(sent + F)[None, :], x_0[None, :], x_1[None, :], x_2[None, :])
+        sums = (zero, zero, zero, zero, zero)
+        past = row * (4 * F) + F + c
+        start = 0
+        if TILE == 1:  # the first block is ready when the kernel before has ended
+            e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2 = slope_edges(row, 0, count, neighbors, geometry, basis, slope, edge_capacity, KB, BE)
+            b, b_lo, db, db_lo, u_0, u_1, u_2 = together(b, b_lo, db, db_lo, u_0, u_1, u_2)
+            ready = finished(
+                filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(db, db_lo, w_s, r_s, BE, C),
+                filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(db, db_lo, w_vs, r_vs, BE, C),
+                filter_product(b, b_lo, w_vv, r_vv, BE, C), filter_product(db, db_lo, w_vv, r_vv, BE, C),
+            )
+            v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c, F)
+            factor = tl.load(x_vv + row * F + c)
             previous_kernel()
-        v_j, factor = v + row * (3 * F) + c, tl.load(x_vv + row * F + c)
-        v_0, v_1, v_2 = tl.load(v_j), tl.load(v_j + F), tl.load(v_j + 2 * F)
+            past_0, past_1, past_2 = load_vector(g + past, F)
+            edges = (e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2)
+            sums = message_gradients(pair_gradient, sums, own, edges, ready, filters, g, c, slice, F, C, BE, ADD)
+            start = BE
+        for at in range(start, count, BE):
+            edges = slope_edges(row, at, count, neighbors, geometry, basis, slope, edge_capacity, KB, BE)
+            sums = message_gradients(pair_gradient, sums, own, edges, None, filters, g, c, slice, F, C, BE, ADD)
+        if TILE > 1:
+            v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c, F)
+            factor = tl.load(x_vv + row * F + c)
+            past_0, past_1, past_2 = load_vector(g + past, F)
+        g_s, g_vs, g_0, g_1, g_2 = sums
         sum_0, sum_1, sum_2 = UNSCALE * tl.sum(g_0, 0), UNSCALE * tl.sum(g_1, 0), UNSCALE * tl.sum(g_2, 0)
         out_x = g_x + row * (3 * F) + c
         tl.store(out_x, UNSCALE * tl.sum(g_s, 0))
         tl.store(out_x + F, UNSCALE * tl.sum(g_vs, 0))
         tl.store(out_x + 2 * F, sum_0 * v_0 + sum_1 * v_1 + sum_2 * v_2)
-        past = row * (4 * F) + F + c
-        tl.store(g_out + past, tl.load(g + past) + factor * sum_0)
-        tl.store(g_out + past + F, tl.load(g + past + F) + factor * sum_1)
-        tl.store(g_out + past + 2 * F, tl.load(g + past + 2 * F) + factor * sum_2)
+        tl.store(g_out + past, past_0 + factor * sum_0)
+        tl.store(g_out + past + F, past_1 + factor * sum_1)
+        tl.store(g_out + past + 2 * F, past_2 + factor * sum_2)
     previous_kernel()
 
 
@@ -414,11 +493,14 @@ def message_first_merged_backward(
         p_hi, p_lo = weights(w + F, SKP * 3 * F)
         q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
         g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, ONLY, EPSILON)
-        p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
-        value = product(g_q, q_hi, q_lo)
-        if not ONLY:
+        if ONLY:
+            p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
+            value = product(g_q, q_hi, q_lo)
+        else:
             w_hi, w_lo = weights(w, SKP * 3 * F)
-            value += product(tl.load(g + row * (4 * F) + (1 + axis) * F + k), w_hi, w_lo)
+            past = tl.load(g + row * (4 * F) + (1 + axis) * F + k)
+            past, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo = together(past, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo)
+            value = product(g_q, q_hi, q_lo) + product(past, w_hi, w_lo)
         previous_kernel()
         value += product(g_p + along * load_sum(parts + F, 2 * F, PARTS), p_hi, p_lo)
     tl.store(g_moments + row * (4 * SKP) + c, value)

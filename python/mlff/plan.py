@@ -221,7 +221,7 @@ class Schedule:
 HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves: far below 65504 / 256, their lo parts far above the smallest half
 SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
 SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, edges=64, edge_warps=2,
-                 merged=Blocks(16, 32, 8), merged_backward=Blocks(16, 64, 4))
+                 merged=Blocks(16, 32, 4), merged_backward=Blocks(16, 64, 4))
 LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True, tile=8, edges=32, edge_warps=1)
 # Of a program of the message kernels, which is one warp. Places for edges are multiples of 16 per row, so that no block of 16 leaves
 # its row: what lies there is finite, and needs no mask.
@@ -253,7 +253,7 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
         plan.buffer("pair_gradient", "edges", 4 * f // CHANNELS)
         plan.buffer("g_x", "local", 3 * f)
     for name, width in (("moments", 4 * sizes.moments), ("g_moments", 4 * sizes.moments), ("s_mid", f), ("v_mid", 3 * f), ("s0", f), ("s1", f),
-                        ("g_pq", max(6, 2 * parts) * f), ("active", f), ("g_hidden", max(3, parts) * f)):
+                        ("g_pq", max(6, 2 * parts) * f), ("hidden", f), ("g_hidden", max(3, parts) * f)):
         plan.buffer(name, "local", width)
     for name in ("repulsion_energy", "row_energy"):
         plan.buffer(name, "local", 1, "f64")
@@ -338,8 +338,11 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     narrow, wide = schedule.products, schedule.wide
     rows = ["edge_count", "neighbors", "geometry"]
     of_moments = {"SKP": sk, "BK": min(64, sk & -sk)}
-    first = product_kernel(message_triton.message_first, narrow, width=10 * f, **of_moments)
-    mix = product_kernel(update_triton.update_mix, narrow, width=6 * f)
+    # Merged updates want the scalars' part of their hidden layer from the kernel before.
+    extra = f if parts else 0
+    first = product_kernel(message_triton.message_first, narrow, width=10 * f + extra, **of_moments,
+                           **({} if parts else dict.fromkeys(("embedding_hidden", "q_hidden", "hidden"))))
+    mix = product_kernel(update_triton.update_mix, narrow, width=6 * f + extra, **({} if parts else dict.fromkeys(("s", "w1", "hidden"))))
     update_hidden = product_kernel(update_triton.update_hidden, narrow, EPSILON=config.norm_epsilon)
     update = product_kernel(update_triton.update, wide, width=2 * f, LAST=False)
     update_last = product_kernel(update_triton.update, wide, ".last", LAST=True)
@@ -347,40 +350,38 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     source = product_kernel(message_triton.source_features, narrow, width=3 * f)
     if parts:
         source_merged = atom_kernel(message_triton.source_merged, schedule.merged, width=3 * f)
-        no_moments = dict.fromkeys(("moments", "species", "embedding_hidden", "q_hidden"))
         update_merged = {
-            (lowest, last): atom_kernel(update_triton.update_merged, schedule.merged, ".first" * lowest + ".last" * last,
-                                        width=(1 if last else 2) * f, LAST=last, FIRST=lowest, EPSILON=config.norm_epsilon,
-                                        **of_moments, **({} if lowest else no_moments))
-            for lowest, last in {(layer == 0, layer == n - 1) for layer in range(n)}
+            last: atom_kernel(update_triton.update_merged, schedule.merged, ".last" * last, width=(1 if last else 2) * f, LAST=last,
+                              EPSILON=config.norm_epsilon)
+            for last in (True, False)
         }
     message = message_kernel(message_triton.message)
     for layer in range(n):
         w = f"gpu.layers.{layer}."
         mid, last = ["s_mid", "v_mid"], layer == n - 1
         pq, slope = f"pq{layer}", f"slope{layer}"
+        hidden, out = [w + "update.w1", w + "update.b1"], [w + "update.w2", w + "update.b2"]
         if layer == 0:
-            add(first, ["counts", "moments", "species", "gpu.embedding", w + "q_s", w + "q_vpq", *mid, pq])
+            of_hidden = [w + "embedding_hidden", w + "q_hidden", "hidden"] if parts else []
+            add(first, ["counts", "moments", "species", "gpu.embedding", w + "q_s", w + "q_vpq", *mid, pq, *of_hidden])
         else:
             x, s, v = f"x{layer}", f"s{(layer - 1) % 2}", f"v{layer}"
-            hidden, out, kept = [w + "source.w1", w + "source.b1"], [w + "source.w2", w + "source.b2"], f"source_slope{layer}"
+            own, sent, kept = [w + "source.w1", w + "source.b1"], [w + "source.w2", w + "source.b2"], f"source_slope{layer}"
             if parts:
-                add(source_merged, ["counts", s, v, *hidden, *out, kept, x, f"x_vv{layer}"])
+                add(source_merged, ["counts", s, v, *own, *sent, kept, x, f"x_vv{layer}"])
             else:
-                add(source_hidden, ["counts", s, *hidden, "active", kept])
-                add(source, ["counts", "active", v, *out, x, f"x_vv{layer}"])
+                add(source_hidden, ["counts", s, *own, "hidden", kept])
+                add(source, ["counts", "hidden", v, *sent, x, f"x_vv{layer}"])
             stages.append({"kernel": "exchange", "pass": "forward", "args": [x]})
             add(message, ["counts", x, s, v, w + "filter", *rows, "basis", *mid, "edge_capacity"])
-            add(mix, ["counts", "v_mid", w + "update.vu", pq])
-        hidden, out = [w + "update.w1", w + "update.b1"], [w + "update.w2", w + "update.b2"]
+            add(mix, ["counts", "v_mid", w + "update.vu", pq, *(["s_mid", hidden[0], "hidden"] if parts else [])])
         # The last layer writes no vectors.
         made = [f"s{layer % 2}", f"v{layer + 1}" if not last else "g_pq", f"gates{layer}"]
         if parts:
-            from_moments = ["moments", "species", w + "embedding_hidden", w + "q_hidden"] if layer == 0 else []
-            add(update_merged[layer == 0, last], ["counts", *mid, pq, *hidden, *out, slope, *made, *from_moments])
+            add(update_merged[last], ["counts", *mid, pq, "hidden", *hidden, *out, slope, *made])
         else:
-            add(update_hidden, ["counts", "s_mid", pq, *hidden, "active", slope])
-            add(update_last if last else update, ["counts", *mid, pq, "active", *out, *made])
+            add(update_hidden, ["counts", "s_mid", pq, *hidden, "hidden", slope])
+            add(update_last if last else update, ["counts", *mid, pq, "hidden", *out, *made])
     read = product_kernel(readout_triton.readout, narrow, M=sizes.readout, BK=min(f, 16384 // sizes.readout))
     weights = [f"gpu.readout.{p}" for p in ("w1", "b1", "w2", "b2")]
     add(read, ["counts", f"s{(n - 1) % 2}", "species", *weights, "shift", "repulsion_energy", "row_energy", "g0"])

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .dense_triton import halves, halves_product, place, product, silu, silu_slope, store_hidden, weights
-from .launch_triton import overlaps, previous_kernel, together
+from .launch_triton import previous_kernel, together
 
 
 @triton.jit
@@ -34,21 +34,32 @@ def norm_of(p_0, p_1, p_2, EPSILON: tl.constexpr):
 
 
 @triton.jit
-def update_mix(counts, v, vu, pq, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr):
-    """p and q of one component of the vectors."""
-    ACROSS: tl.constexpr = 6 * F // BN
+def update_mix(
+    counts, v, vu, pq, s, w1, hidden, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr
+):
+    """p and q of one component of the vectors; or hidden [local, F], what the scalars give to the hidden layer: s times the upper half of
+    w1. None of these three: that is not made."""
+    ACROSS: tl.constexpr = (6 if hidden is None else 7) * F // BN
     row, c = place(ACROSS, BM, BN)
-    axis = tl.program_id(0) % ACROSS // (2 * F // BN)
+    axis = tl.program_id(0) % ACROSS // (2 * F // BN)  # 3: hidden
     k = tl.arange(0, F)
-    w_hi, w_lo = weights(vu + k[:, None] * (2 * F) + c - axis * (2 * F), 2 * F * F)
     n = tl.load(counts)
-    if not EXIT:
-        w_hi, w_lo = together(w_hi, w_lo)
-    previous_kernel()
-    if EXIT:
-        if tl.program_id(0) // ACROSS * BM >= n:
-            return
-    tl.store(pq + row * (6 * F) + c, product(tl.load(v + row * (3 * F) + axis * F + k[None, :]), w_hi, w_lo))
+    if axis < 3:
+        w_hi, w_lo = weights(vu + k[:, None] * (2 * F) + c - axis * (2 * F), 2 * F * F)
+        if not EXIT:
+            w_hi, w_lo = together(w_hi, w_lo)
+        previous_kernel()
+        if EXIT:
+            if tl.program_id(0) // ACROSS * BM >= n:
+                return
+        tl.store(pq + row * (6 * F) + c, product(tl.load(v + row * (3 * F) + axis * F + k[None, :]), w_hi, w_lo))
+    else:
+        c -= 6 * F
+        if hidden is not None:
+            w_hi, w_lo = together(*weights(w1 + k[:, None] * F + c, 2 * F * F))
+        previous_kernel()
+        if hidden is not None:
+            tl.store(hidden + row * F + c, product(tl.load(s + row * F + k[None, :]), w_hi, w_lo))
 
 
 @triton.jit
@@ -242,48 +253,33 @@ def update_mix_backward(
 
 @triton.jit
 def update_merged(
-    counts, s, v, pq, w1, b1, w2, b2, slope, s_out, v_out, gates, moments, species, embedding_hidden, q_hidden, F: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, SKP: tl.constexpr, BK: tl.constexpr, LAST: tl.constexpr, FIRST: tl.constexpr,
-    EPSILON: tl.constexpr,
+    counts, s, v, pq, hidden, w1, b1, w2, b2, slope, s_out, v_out, gates, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    LAST: tl.constexpr, EPSILON: tl.constexpr,
 ):
     """update_hidden and update: every program makes the hidden layer of its rows again, then columns of the new features.
 
-    What the scalars give to the hidden layer is made while the kernel before, which makes pq, still runs. The FIRST layer makes it from
-    the moments, for its scalars are of that kernel, too: embedding_hidden [S, F] and q_hidden [SKP, F] are the embedding and q_s of
-    message_first times w1.
+    hidden [local, F]: what the scalars give to the hidden layer, which update_mix or message_first have made.
     """
     ACROSS: tl.constexpr = (1 if LAST else 2) * F // BN
     row, c = place(ACROSS, BM, BN)
     k = tl.arange(0, F)
-    w, units = w1 + k[:, None] * F + k[None, :], k[None, :]
-    h = tl.zeros([BM, F], tl.float32) + tl.load(b1 + units)
-    if overlaps():
-        n_hi, n_lo = weights(w + F * F, 2 * F * F)
-    if FIRST:
-        element = tl.load(species + row)
-        h += tl.where(element >= 0, tl.load(embedding_hidden + tl.maximum(element, 0) * F + units), 0.0)
-        m = tl.arange(0, BK)
-        for k0 in tl.static_range(0, SKP, BK):
-            s_hi, s_lo = together(*weights(q_hidden + (k0 + m)[:, None] * F + units, F * SKP))
-            h += product(tl.load(moments + row * (4 * SKP) + k0 + m[None, :]), s_hi, s_lo)
-    else:
-        s_hi, s_lo = together(*weights(w, 2 * F * F))
-        h += product(tl.load(s + row * F + units), s_hi, s_lo)
-    if not overlaps():
-        n_hi, n_lo = weights(w + F * F, 2 * F * F)
-    w, bias = w2 + k[:, None] * (3 * F) + c, b2 + c
-    p = pq + row * (6 * F) + c
+    units = k[None, :]
+    n_hi, n_lo = weights(w1 + F * F + k[:, None] * F + units, 2 * F * F)
+    w, bias, b_h = w2 + k[:, None] * (3 * F) + c, b2 + c, tl.load(b1 + units)
+    p = pq + row * (6 * F)
     if tl.program_id(0) % ACROSS < F // BN:
         ss_hi, ss_lo = weights(w, 3 * F * F)
         sv_hi, sv_lo = weights(w + 2 * F, 3 * F * F)
         b_ss, b_sv = tl.load(bias), tl.load(bias + 2 * F)
         n_hi, n_lo, ss_hi, ss_lo, sv_hi, sv_lo = together(n_hi, n_lo, ss_hi, ss_lo, sv_hi, sv_lo)
         previous_kernel()
-        p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + units, 2 * F)
+        p_0, p_1, p_2 = load_vector(p + units, 2 * F)
+        h = tl.load(hidden + row * F + units)
         own = tl.load(s + row * F + c)
-        o_0, o_1, o_2 = load_vector(p, 2 * F)
-        q_0, q_1, q_2 = load_vector(p + F, 2 * F)
-        h += product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
+        o_0, o_1, o_2 = load_vector(p + c, 2 * F)
+        q_0, q_1, q_2 = load_vector(p + F + c, 2 * F)
+        p_0, p_1, p_2, h, own, o_0, o_1, o_2, q_0, q_1, q_2 = together(p_0, p_1, p_2, h, own, o_0, o_1, o_2, q_0, q_1, q_2)
+        h += b_h + product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
         hi, lo, scale = halves(silu(h))
         a_sv = halves_product(hi, lo, scale, sv_hi, sv_lo) + b_sv
         a_ss = halves_product(hi, lo, scale, ss_hi, ss_lo) + b_ss
@@ -296,10 +292,12 @@ def update_merged(
         b_vv = tl.load(bias)
         n_hi, n_lo, vv_hi, vv_lo = together(n_hi, n_lo, vv_hi, vv_lo)
         previous_kernel()
-        p_0, p_1, p_2 = load_vector(pq + row * (6 * F) + units, 2 * F)
-        q_0, q_1, q_2 = load_vector(p, 2 * F)
+        p_0, p_1, p_2 = load_vector(p + units, 2 * F)
+        h = tl.load(hidden + row * F + units)
+        q_0, q_1, q_2 = load_vector(p + c, 2 * F)
         v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c - F, F)
-        h += product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
+        p_0, p_1, p_2, h, q_0, q_1, q_2, v_0, v_1, v_2 = together(p_0, p_1, p_2, h, q_0, q_1, q_2, v_0, v_1, v_2)
+        h += b_h + product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
         a_vv = product(silu(h), vv_hi, vv_lo) + b_vv
         tl.store(gates + row * (2 * F) + c - F, a_vv)
         out = v_out + row * (3 * F) + c - F
@@ -331,14 +329,15 @@ def update_merged_backward(
     q_0, q_1, q_2 = load_vector(pq + row * (6 * F) + F + k, 2 * F)
     factor = tl.load(slope + row * F + unit[None, :])
     p_dot_q = p_0 * q_0 + p_1 * q_1 + p_2 * q_2
-    g_h = factor * 0.0
+    g_h = tl.zeros([BM, H], tl.float32)
     if not LAST:  # dE/dv is of two kernels before
         vv_hi, vv_lo = weights(w + F, 3 * F * F)
         g_0, g_1, g_2 = load_vector(g + row * (4 * F) + F + k, F)
-        vv_hi, vv_lo = together(vv_hi, vv_lo)
-    ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
-    if not LAST:
+        factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(
+            factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
         g_h += product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, vv_hi, vv_lo)
+    else:
+        factor, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(factor, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
     previous_kernel()
     g_k = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
     g_h += product(g_k, ss_hi, ss_lo) + product(g_k * p_dot_q, sv_hi, sv_lo)
@@ -378,14 +377,19 @@ def update_mix_merged_backward(
     q_hi, q_lo = weights(w + F, 2 * F * F)
     k = k[None, :]
     g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, LAST, EPSILON)
-    p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
-    value = product(g_q, q_hi, q_lo)
-    if not LAST:
-        value += tl.load(g + row * (4 * F) + F + c)
     own = load_sum(g_s + row * WIDTH + c - axis * F, F, SUMMANDS)
+    if LAST:
+        own, p_hi, p_lo, q_hi, q_lo = together(own, p_hi, p_lo, q_hi, q_lo)
+        value = product(g_q, q_hi, q_lo)
+    else:
+        past = tl.load(g + row * (4 * F) + F + c)
+        own, past, p_hi, p_lo, q_hi, q_lo = together(own, past, p_hi, p_lo, q_hi, q_lo)
+        value = product(g_q, q_hi, q_lo) + past
     parts += row * (2 * F * PARTS)
     previous_kernel()
-    value += product(g_p + along * load_sum(parts + F + k, 2 * F, PARTS), p_hi, p_lo)
+    through_norms, scalars = load_sum(parts + F + k, 2 * F, PARTS), load_sum(parts + c - axis * F, 2 * F, PARTS)
+    through_norms, scalars = together(through_norms, scalars)
+    value += product(g_p + along * through_norms, p_hi, p_lo)
     tl.store(g_out + row * (4 * F) + F + c, value)
     if axis == 0:
-        tl.store(g_out + row * (4 * F) + c, own + load_sum(parts + c, 2 * F, PARTS))
+        tl.store(g_out + row * (4 * F) + c, own + scalars)

@@ -12,9 +12,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from mlff.painn import PaiNNConfig  # noqa: E402
 from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
-LOADS = {"load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "_row", "_failed", "mix_gradient"}
-POINTERS = {"store_hidden": 2, "mix_gradient": 4, "search_row": None, "radial_row": None}  # first of the arguments, None: all; else one
-STORES = {"store", "store_hidden", "store_halves", "search_row", "radial_row", "atomic_add", "atomic_max", "atomic_xchg"}
+LOADS = {"load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "_row", "_failed", "mix_gradient", "moment_weights",
+         "from_moments", "row_edges", "message_sums", "slope_edges"}  # fmt: skip
+POINTERS = {"store_hidden": 2, "mix_gradient": 4, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None,
+            "message_sums": None, "slope_edges": None}  # first of the arguments, None: all; else one
+STORES = {"store", "store_hidden", "store_halves", "search_row", "radial_row", "message_gradients", "atomic_add", "atomic_max",
+          "atomic_xchg"}  # fmt: skip
 
 
 def callee(node):
@@ -46,8 +49,11 @@ class Accesses:
         """Goes through statements; True if all of them together wait. early: nothing before them has waited."""
         waited = not early
         for s in statements:
-            if isinstance(s, ast.If) and {n.id for n in ast.walk(s.test) if isinstance(n, ast.Name)} <= set(self.constants):
-                chosen = eval(compile(ast.Expression(s.test), "test", "eval"), {}, self.constants)
+            known = self.constants
+            if isinstance(s, ast.If) and isinstance(s.test, ast.Compare) and isinstance(s.test.ops[0], (ast.Is, ast.IsNot)):
+                known = {**dict.fromkeys(self.from_parameters, "given"), **known}
+            if isinstance(s, ast.If) and {n.id for n in ast.walk(s.test) if isinstance(n, ast.Name)} <= set(known):
+                chosen = eval(compile(ast.Expression(s.test), "test", "eval"), {}, known)
                 waited = self.block(s.body if chosen else s.orelse, not waited)
                 continue
             if isinstance(s, (ast.If, ast.For, ast.While)):

@@ -95,7 +95,7 @@ def test_every_stage(name, schedule, settings, monkeypatch):
     def check_hidden(h, slope, kernel):
         sigmoid = torch.sigmoid(h)
         if "merged" not in kernel:
-            close(buffer("active"), h * sigmoid, kernel)
+            close(buffer("hidden"), h * sigmoid, kernel)
         close(buffer(slope), sigmoid * (1 + h * (1 - sigmoid)), kernel)
 
     def parts(key, blocks):  # what merged kernels leave to be added up, in rows that may be shorter than the buffer's
@@ -124,6 +124,8 @@ def test_every_stage(name, schedule, settings, monkeypatch):
         if kernel in ("message_first", "update_mix"):
             p, q = torch.chunk(in_layer[1] @ m.layers[layer].update["vu"], 2, dim=-1)
             close(buffer(f"pq{layer}"), torch.cat([p, q], 2).reshape(n, -1), kernel)
+            if plan.hidden_parts(small, f) and schedule == 0:
+                close(buffer("hidden"), in_layer[0] @ m.layers[layer].update["w1"][:f], kernel)
         if kernel in ("update_hidden", "update_merged"):
             weight = m.layers[layer].update
             norm = torch.sqrt((torch.chunk(in_layer[1] @ weight["vu"], 2, dim=-1)[0] ** 2).sum(1) + m.config.norm_epsilon)
