@@ -29,14 +29,10 @@ BACK = plan.SMALL.merged_backward
 CHANGES = {  # what belongs together is changed together
     "layers": [{"merged": None}],
     "products": [{"products": Blocks(16, 32, 8)}, {"products": Blocks(16, 64, 4)}],
-    "forward": [{"merged": Blocks(16, 32, 4)}, {"merged": Blocks(16, 64, 8)}, {"merged": Blocks(16, 16, 8)}],
-    "backward": [
-        {"merged_backward": dataclasses.replace(BACK, warps=8)},
-        {"merged_backward": dataclasses.replace(BACK, columns=128)},
-        {"merged_backward": dataclasses.replace(BACK, columns=32)},
-    ],
-    "units": [{"units": 64}, {"units": 16}],
-    "edges": [{"edges": 128, "edge_warps": 4}, {"edges": 32, "edge_warps": 1}],
+    "forward": [{"merged": Blocks(16, 32, 8)}],
+    "backward": [{"merged_backward": dataclasses.replace(BACK, warps=8)}, {"merged_backward": dataclasses.replace(BACK, columns=32)}],
+    "units": [{"units": 16}],
+    "edges": [{"edges": 128, "edge_warps": 4}],
 }
 
 
