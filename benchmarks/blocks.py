@@ -29,7 +29,7 @@ BACK = plan.SMALL.merged_backward
 CHANGES = {  # what belongs together is changed together
     "layers": [{"merged": None}],
     "products": [{"products": Blocks(16, 32, 8)}, {"products": Blocks(16, 64, 4)}],
-    "forward": [{"merged": Blocks(16, 32, 8)}],
+    "forward": [{"merged": Blocks(16, 32, 4)}],
     "backward": [{"merged_backward": dataclasses.replace(BACK, warps=8)}, {"merged_backward": dataclasses.replace(BACK, columns=32)}],
     "units": [{"units": 16}],
     "edges": [{"edges": 128, "edge_warps": 4}],

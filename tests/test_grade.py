@@ -156,7 +156,7 @@ def test_suite_tells_apart():
 
 def test_structures_out_of_domain():
     kinds = [atoms.info["kind"] for atoms in organics.out_of_domain()]
-    assert {kind: kinds.count(kind) for kind in organics.OUT_OF_DOMAIN} == {"ion": 41, "radical": 48, "unusual": 35}
+    assert {kind: kinds.count(kind) for kind in organics.OUT_OF_DOMAIN} == {"ion": 41, "radical": 48, "unusual": 31}
     for atoms in organics.out_of_domain():
         electrons = atoms.numbers.sum() - atoms.info["charge"]
         assert (atoms.info["charge"] != 0) == (atoms.info["kind"] == "ion") and electrons % 2 == atoms.info["unpaired_electrons"]

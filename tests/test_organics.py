@@ -49,7 +49,7 @@ def conformers() -> list:
     return [rounded(atoms) for atoms in result]
 
 
-@pytest.mark.parametrize("name", ["organics.yaml", "organics-small.yaml"])
+@pytest.mark.parametrize("name", ["first.yaml", "organics.yaml", "organics-small.yaml"])
 def test_configurations_split_as_the_sampling_does(name):
     config = read_config(FOLDER / name)
     assert config.data.split_by == "scaffold"

@@ -7,8 +7,8 @@ Three kinds, info["kind"], each relaxed by GFN2-xTB with its own charge and numb
 
     ion       the molecules of conformers.py with a proton more or less
     radical   the same with a hydrogen atom less
-    unusual   neutral molecules with closed shells, each with an atom whose element and bonded elements occur in none of the 7,961
-              molecules of examples/train/organics
+    unusual   neutral molecules with closed shells, each with an atom whose element and bonded elements occur in no
+              molecule of examples/train/organics/molecules.npz
 """
 
 import re
@@ -26,8 +26,9 @@ from tblite.ase import TBLite
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "train" / "organics")]
 
 from conformers import MOLECULES  # noqa: E402
-from frames import load  # noqa: E402
 from geometry import bonds  # noqa: E402
+
+from mlff.train.frames import load  # noqa: E402
 
 # where a proton comes and goes: SMARTS in the order of preference
 BASES = ("[NX3;!$(N-[C,S,P]=[O,S])]", "[OX1;$(O=C)]", "[OX2;!$(O-C=O)]", "[SX2]", "[OX1]")

@@ -221,7 +221,7 @@ class Schedule:
 HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves: far below 65504 / 256, their lo parts far above the smallest half
 SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
 SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, edges=64, edge_warps=2,
-                 merged=Blocks(16, 32, 4), merged_backward=Blocks(16, 64, 4))
+                 merged=Blocks(16, 32, 8), merged_backward=Blocks(16, 64, 4))
 LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True, tile=8, edges=32, edge_warps=1)
 # Of a program of the message kernels, which is one warp. Places for edges are multiples of 16 per row, so that no block of 16 leaves
 # its row: what lies there is finite, and needs no mask.
