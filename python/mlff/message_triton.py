@@ -245,13 +245,17 @@ def row_edges(row, start, count, neighbors, geometry, basis, edge_capacity, KB: 
 
 
 @triton.jit
-def message_filters(b, b_lo, w_s, w_vs, w_vv, r_s, r_vs, r_vv, C: tl.constexpr, BE: tl.constexpr):
+def message_filters(b, b_lo, filters, C: tl.constexpr, BE: tl.constexpr):
+    """f_s, f_vs and f_vv of edges from their basis, and what filter_weights gives."""
+    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filters
     return filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(b, b_lo, w_vv, r_vv, BE, C)
 
 
 @triton.jit
-def message_sums(sum_s, sum_0, sum_1, sum_2, x, c, j, u_0, u_1, u_2, f_s, f_vs, f_vv, F: tl.constexpr):
-    """The sums with the messages of some edges added, from what their neighbours send."""
+def message_sums(sums, x, c, j, u_0, u_1, u_2, made, F: tl.constexpr):
+    """The sums (scalars, three components) with the messages of some edges added: what their neighbours j send times the filters ``made``."""
+    sum_s, sum_0, sum_1, sum_2 = sums
+    f_s, f_vs, f_vv = made
     x_j = x + j * (5 * F) + c[None, :]
     x_s, x_vs, x_0, x_1, x_2 = tl.load(x_j), tl.load(x_j + F), tl.load(x_j + 2 * F), tl.load(x_j + 3 * F), tl.load(x_j + 4 * F)
     m_vs = f_vs * x_vs
@@ -271,8 +275,7 @@ def message(
     n = tl.load(counts)
     first = tl.program_id(0) // (F // C) * TILE
     c = tl.program_id(0) % (F // C) * C + tl.arange(0, C)
-    k = tl.arange(0, KB)
-    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, k, tl.program_id(0) % (F // C) * C + filter_columns(C), F, KB)
+    filters = filter_weights(filter, tl.arange(0, KB), tl.program_id(0) % (F // C) * C + filter_columns(C), F, KB)
     zero = tl.zeros([BE, C], tl.float32)
     if TILE > 1:
         previous_kernel()
@@ -282,23 +285,23 @@ def message(
         row = i.to(tl.int64)
         own_s = tl.load(s + row * F + c)
         own_0, own_1, own_2 = load_vector(v + row * (3 * F) + c, F)
-        sum_s, sum_0, sum_1, sum_2 = zero, zero, zero, zero
+        sums = (zero, zero, zero, zero)
         start = 0
         if TILE == 1:  # two blocks of edges are ready when the kernel before has ended, and their gathers go together
             j, b, b_lo, u_0, u_1, u_2 = row_edges(row, 0, count, neighbors, geometry, basis, edge_capacity, KB, BE)
-            j_b, b_b, b_lo_b, u_0b, u_1b, u_2b = row_edges(row, BE, count, neighbors, geometry, basis, edge_capacity, KB, BE)
-            b, b_lo, u_0, u_1, u_2, b_b, b_lo_b, u_0b, u_1b, u_2b = together(b, b_lo, u_0, u_1, u_2, b_b, b_lo_b, u_0b, u_1b, u_2b)
-            f_s, f_vs, f_vv = message_filters(b, b_lo, w_s, w_vs, w_vv, r_s, r_vs, r_vv, C, BE)
-            f_sb, f_vsb, f_vvb = message_filters(b_b, b_lo_b, w_s, w_vs, w_vv, r_s, r_vs, r_vv, C, BE)
-            f_s, f_vs, f_vv, f_sb, f_vsb, f_vvb = finished(f_s, f_vs, f_vv, f_sb, f_vsb, f_vvb)
+            j_next, b_next, b_lo_next, u_3, u_4, u_5 = row_edges(row, BE, count, neighbors, geometry, basis, edge_capacity, KB, BE)
+            b, b_lo, u_0, u_1, u_2, b_next, b_lo_next, u_3, u_4, u_5 = together(b, b_lo, u_0, u_1, u_2, b_next, b_lo_next, u_3, u_4, u_5)
+            f_s, f_vs, f_vv = message_filters(b, b_lo, filters, C, BE)
+            f_s_next, f_vs_next, f_vv_next = message_filters(b_next, b_lo_next, filters, C, BE)
+            f_s, f_vs, f_vv, f_s_next, f_vs_next, f_vv_next = finished(f_s, f_vs, f_vv, f_s_next, f_vs_next, f_vv_next)
             previous_kernel()
-            sum_s, sum_0, sum_1, sum_2 = message_sums(sum_s, sum_0, sum_1, sum_2, x, c, j, u_0, u_1, u_2, f_s, f_vs, f_vv, F)
-            sum_s, sum_0, sum_1, sum_2 = message_sums(sum_s, sum_0, sum_1, sum_2, x, c, j_b, u_0b, u_1b, u_2b, f_sb, f_vsb, f_vvb, F)
+            sums = message_sums(sums, x, c, j, u_0, u_1, u_2, (f_s, f_vs, f_vv), F)
+            sums = message_sums(sums, x, c, j_next, u_3, u_4, u_5, (f_s_next, f_vs_next, f_vv_next), F)
             start = 2 * BE
         for at in range(start, count, BE):
             j, b, b_lo, u_0, u_1, u_2 = row_edges(row, at, count, neighbors, geometry, basis, edge_capacity, KB, BE)
-            f_s, f_vs, f_vv = message_filters(b, b_lo, w_s, w_vs, w_vv, r_s, r_vs, r_vv, C, BE)
-            sum_s, sum_0, sum_1, sum_2 = message_sums(sum_s, sum_0, sum_1, sum_2, x, c, j, u_0, u_1, u_2, f_s, f_vs, f_vv, F)
+            sums = message_sums(sums, x, c, j, u_0, u_1, u_2, message_filters(b, b_lo, filters, C, BE), F)
+        sum_s, sum_0, sum_1, sum_2 = sums
         out = v_out + row * (3 * F) + c
         tl.store(s_out + row * F + c, own_s + UNSCALE * tl.sum(sum_s, 0))
         tl.store(out, own_0 + UNSCALE * tl.sum(sum_0, 0))
@@ -380,8 +383,7 @@ def message_backward(
     first = tl.program_id(0) // (F // C) * TILE
     slice = tl.program_id(0) % (F // C)
     c = slice * C + tl.arange(0, C)
-    w_s, w_vs, w_vv, r_s, r_vs, r_vv = filter_weights(filter, tl.arange(0, KB), slice * C + filter_columns(C), F, KB)
-    filters = (w_s, w_vs, w_vv, r_s, r_vs, r_vv)
+    filters = filter_weights(filter, tl.arange(0, KB), slice * C + filter_columns(C), F, KB)
     zero = tl.zeros([BE, C], tl.float32)
     if TILE > 1:
         previous_kernel()
@@ -398,6 +400,7 @@ def message_backward(
         if TILE == 1:  # the first block is ready when the kernel before has ended
             e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2 = slope_edges(row, 0, count, neighbors, geometry, basis, slope, edge_capacity, KB, BE)
             b, b_lo, db, db_lo, u_0, u_1, u_2 = together(b, b_lo, db, db_lo, u_0, u_1, u_2)
+            w_s, w_vs, w_vv, r_s, r_vs, r_vv = filters
             ready = finished(
                 filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(db, db_lo, w_s, r_s, BE, C),
                 filter_product(b, b_lo, w_vs, r_vs, BE, C), filter_product(db, db_lo, w_vs, r_vs, BE, C),
