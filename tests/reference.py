@@ -10,6 +10,8 @@ from ase import Atoms
 from mlff.neighbors import Neighbors, find_neighbors
 from mlff.painn import PaiNN, PaiNNConfig, energy_and_gradient, forces_and_virial
 
+# of the largest force: GPUs give float32, and repulsion pushes close atoms apart with 100 eV/Angstrom
+ROUNDING = 2 * np.finfo(np.float32).eps
 SHIFTS = {"H": -13.6, "C": -1029.5, "O": -2041.3}  # eV: as large as those of real models, so that lost digits show
 
 

@@ -5,7 +5,7 @@ import pytest
 from ase import Atoms
 from engines import ENGINES, params
 from machine_code import architectures
-from reference import random_model, reference
+from reference import ROUNDING, random_model, reference
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from structures import STRUCTURES, structure
@@ -15,7 +15,6 @@ from mlff.export import build_payload
 
 ENERGY = 1e-6  # eV/atom
 FORCE = 1e-5  # eV/Angstrom
-ROUNDING = 2 * np.finfo(np.float32).eps  # of the largest force: GPUs give float32, and repulsion pushes close atoms apart with 100 eV/Angstrom
 EDGE = 5e-6  # Angstrom, of an edge vector: GPUs give float32
 
 
