@@ -4,24 +4,21 @@ import triton
 import triton.language as tl
 
 from mlff.launch_triton import previous_kernel
-from mlff.neighbors_triton import DENSE, EDGES, search_row, search_stages
+from mlff.neighbors_triton import DENSE, EDGES, bounds, search_row, search_stages
 
 
 @triton.jit
 def pairs_dense(counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors,
                 geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
     """Edges of one row among all pairs of its structure. Rows are the caller's atoms; ghosts have edges to local atoms only."""
-    previous_kernel()
     row = tl.program_id(0)
-    n_local, n_total = tl.load(counts), tl.load(counts + 1)
-    b, element = tl.load(structure + row), tl.load(elements + row)
-    own = positions + row.to(tl.int64) * 3
-    x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
-    limit_d = tl.load(cutoff)
-    seen0, seen1 = tl.load(flags), tl.load(flags + 1)
+    n_local, n_total, b, element = tl.load(counts), tl.load(counts + 1), tl.load(structure + row), tl.load(elements + row)
+    limit_d, seen0, seen1 = tl.load(cutoff), tl.load(flags), tl.load(flags + 1)
+    start, end, n0, n1, n2 = bounds(b, starts, images)
+    previous_kernel()
     if row >= n_total:
         return
-    search_row(row, n_local, b, element, x, y, z, limit_d, seen0, seen1, positions, elements, starts, boxes, images, flags, order, species,
+    search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes, flags, order, species,
                edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
 
 

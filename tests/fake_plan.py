@@ -20,27 +20,24 @@ ARGS = {
     "features": "counts elements order x",
     "energy": PAIRS,
     "gradient": PAIRS,
-    "total": "counts starts atom_energy forces atom_virial flags energies virials status rebuild edge_capacity candidate_capacity",
-    **{f"load{b}": "counts caller_positions caller_box caller_atoms units positions boxes" for b in (32, 64)},
-    **{f"store{b}": "counts caller_atoms units energies forces caller_energy caller_forces" for b in (32, 64)},
+    "total": "counts starts atom_energy forces atom_virial flags energies virials status rebuild edge_capacity candidate_capacity"
+    " caller_atoms units caller_energy caller_forces",
+    "load": "counts caller_positions caller_box caller_atoms units positions boxes",
 }
 BUFFERS = [("order", "i32", "total", 1), ("edge_count", "i32", "total", 1), ("neighbors", "i32", "edges", 1),
            ("distance", "f64", "edges", 1), ("geometry", "f32", "edges", 4), ("x", "f32", "total", 2),
            ("spare", "f16", "bins", 3), ("slot", "i32", "candidates", 1)]  # fmt: skip
 INPUTS = {"positions": "f64", "boxes": "f64", "energies": "f64", "virials": "f64", "atom_energy": "f64", "forces": "f64",
-          "atom_virial": "f64", "units": "f64", "caller_energy": "f64", "cutoff": "f64"}  # fmt: skip
+          "atom_virial": "f64", "units": "f64", "caller_positions": "f64", "caller_box": "f64", "caller_energy": "f64",
+          "caller_forces": "f64", "cutoff": "f64"}  # fmt: skip
 ELF = np.frombuffer(b"\x7fELF\x02\x01" + bytes(58), dtype=np.uint8)
 
 
 def plan() -> dict:
     dtypes = {**INPUTS, **{name: dtype for name, dtype, _, _ in BUFFERS}}
 
-    def type_of(name, kernel):
-        if name.endswith("_capacity"):
-            return "i32"
-        if name in ("caller_positions", "caller_box", "caller_forces"):
-            return "f" + kernel[-2:] + "*"
-        return dtypes.get(name, "i32") + "*"
+    def type_of(name):
+        return "i32" if name.endswith("_capacity") else dtypes.get(name, "i32") + "*"
 
     def stage(kernel, kind="forward"):
         return {"kernel": kernel, "pass": kind, "args": ARGS[kernel].split(), "grid": ["local", 16, 1]}
@@ -51,7 +48,7 @@ def plan() -> dict:
 
     shared = {"sm_80": 0, "sm_86": 0, "sm_90": 65536, "ptx": 64}
     kernels = {
-        name: {"warps": 4, "args": [type_of(a, name) for a in args.split()], "shared": dict(shared)} for name, args in ARGS.items()
+        name: {"warps": 4, "args": [type_of(a) for a in args.split()], "shared": dict(shared)} for name, args in ARGS.items()
     }
     return {
         "buffers": [dict(zip(("name", "dtype", "rows", "width"), b)) for b in BUFFERS],
@@ -62,8 +59,7 @@ def plan() -> dict:
             {"max_rows": 100, "stages": schedule("features.small")},
             {"max_rows": None, "stages": schedule("features")},
         ],
-        "import": {f"f{b}": [stage(f"load{b}")] for b in (32, 64)},
-        "export": {f"f{b}": [stage(f"store{b}")] for b in (32, 64)},
+        "import": [stage("load")],
     }
 
 

@@ -101,6 +101,9 @@ class PlanRunner:
         a["elements"], a["structure"] = put(species, padded), put(structure, padded)
         a["starts"], a["counts"] = put(starts, n + 1), put([n_local, total, n, int(permute)], 4)
         a["rebuild"].fill_(1)
+        # The caller has no arrays on the device: null pointers.
+        a.update({f"caller_{x}": torch.zeros(0, dtype=torch.float64, device=self.device) for x in ("positions", "box", "forces", "energy")})
+        a["caller_atoms"], a["units"] = put(range(total), padded), torch.ones(4, dtype=torch.float64, device=self.device)
 
     def compute(self, positions, cells=None, pbcs=None, backward=True):
         """cells [n, 3, 3] and pbcs [n, 3], or those of one structure. Returns a dict of NumPy arrays."""

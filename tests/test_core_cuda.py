@@ -372,8 +372,7 @@ def device_arrays(positions, forces, energy, box=None, atoms=None, stream=None):
 @pytest.fixture
 def gpu_array(fake, tmp_path):
     """Memory of the stand-in's device, as NumPy arrays. Its driver must be in use by a system."""
-    library, made = ctypes.CDLL(str(tmp_path / "fake_cuda.so")), []
-    context = ctypes.c_void_p()
+    library, context = ctypes.CDLL(str(tmp_path / "fake_cuda.so")), ctypes.c_void_p()
     library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
 
     def make(values, dtype):
@@ -383,10 +382,9 @@ def gpu_array(fake, tmp_path):
         library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
         array = np.ctypeslib.as_array((ctypes.c_byte * values.nbytes).from_address(pointer.value)).view(dtype).reshape(values.shape)
         array[...] = values
-        made.append(array)
         return array
 
-    make.library = library
+    make.library, make.context = library, context
     return make
 
 
@@ -412,27 +410,45 @@ def test_device_arrays(model, gpu_array, fake, dtype, n, length, box):
         np.testing.assert_allclose(e[0], 96 * wanted["energy"], rtol=1e-5)
         np.testing.assert_allclose(f[rows], 960 * wanted["forces"], atol=tolerance)
         assert np.all(np.delete(f, rows, axis=0) == 7)
-    assert fake("uploads") > 0
     uploads = fake("uploads")
     system.compute_device(arrays)
-    assert fake("uploads") == uploads
+    assert fake("uploads") == uploads > 0
     arrays.forces, e[0] = None, 0.0  # the energy alone
     system.compute_device(arrays)
     np.testing.assert_allclose(e[0], 96 * wanted["energy"], rtol=1e-5)
     arrays.box = None
     system.compute_device(arrays)
     np.testing.assert_allclose(e[0], 96 * expected(numbers, 10 * x[rows].astype(float))["energy"], rtol=1e-5)
+    f[...], e[0] = 7, 7.0
+    assert_close(system.compute(positions), expected(numbers, positions))
+    assert np.all(f == 7) and e[0] == 7  # are not in an evaluation of the host's arrays
+
+
+def test_graphs_of_pointers_that_come_back(model, gpu_array, fake):
+    """A caller that makes new arrays at every step, and one that has two sets of them in turn."""
+    numbers, positions = atoms_of(30, 12.0)
+    x, e, *forces = (gpu_array(v, np.float64) for v in (positions / 10, [0], *np.full((5, 30, 3), 7.0)))
+    system = System(model, device="cuda")
+    system.set_atoms(numbers)
+    system.compute_device(device_arrays(x, forces[0], e))
+    wanted = 960 * expected(numbers, positions)["forces"]
+    steps = [(1, 0, 0), (1, 1, 1), (2, 0, 0), (3, 0, 0), (1, 0, 1), (3, 1, 1), (1, 0, 1), (3, 0, 1)]
+    for which, captured, replayed in steps:
+        captures, launches = fake("captures"), fake("graph_launches")
+        system.compute_device(device_arrays(x, forces[which], e))
+        assert (fake("captures") - captures, fake("graph_launches") - launches) == (captured, replayed)
+        np.testing.assert_allclose(forces[which], wanted, atol=1e-3)
+        forces[which][...] = 7
+    assert np.all(forces[4] == 7)
 
 
 def test_capture_by_the_caller(model, gpu_array, fake):
     """Captured once, replayed at other positions, also after the system has grown; NaN where it does not fit."""
-    library, stream = gpu_array.library, ctypes.c_void_p()
+    library, context, stream = gpu_array.library, gpu_array.context, ctypes.c_void_p()
     numbers, positions = atoms_of(30, 12.0)
     x, f, e = (gpu_array(v, np.float64) for v in (positions / 10, np.zeros((30, 3)), [0]))
     system = System(model, device="cuda")
     system.set_atoms(numbers)
-    context = ctypes.c_void_p()
-    library.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
     library.cuCtxPushCurrent_v2(context)
     try:
         assert library.cuStreamCreate(ctypes.byref(stream), 1) == 0
@@ -449,7 +465,12 @@ def test_capture_by_the_caller(model, gpu_array, fake):
         with pytest.raises(MLFFInputError, match="evaluate once before capturing"):
             capture()
         system.compute_device(arrays)
+        arrays.forces = None
+        with pytest.raises(MLFFInputError, match="evaluate once before capturing"):
+            capture()  # the kernels of the energy alone have not been loaded
+        arrays.forces, overlapping = f.ctypes.data, fake("overlapping")
         capture()
+        assert (fake("overlapping"), fake("graph_launches")) == (overlapping + 5, 0)  # of six kernels; no graph but the caller's
 
         def replay(scale):
             x[...] = positions / 10 * scale
@@ -549,6 +570,10 @@ def test_file_without_kernels(parts, fake, tmp_path):
     with pytest.raises(MLFFResourceError, match=f"{path} has no kernels for GPUs; export it again with this mlff"):
         System(Model(path), device="cuda")
     System(Model(path))
+    system = System(Model(packed(parts, lambda plan: plan.pop("import"))), device="cuda")
+    system.set_atoms([1])
+    with pytest.raises(MLFFResourceError, match="has no kernels for arrays on the GPU; export it again with this mlff"):
+        system.compute_device(DeviceArrays())
 
 
 def test_unknown_entry_point(parts, fake):

@@ -17,6 +17,10 @@ def first_stage(plan):
     return plan["search"]["dense"][0]
 
 
+def exchange(plan):
+    return plan["schedules"][0]["stages"][1]
+
+
 HOSTILE = {
     "not an object": (lambda p: p.clear(), 'needs a list "buffers"'),
     "width zero": (lambda p: p["buffers"][0].update(width=0), "the width must be a whole number from 1 to 65536"),
@@ -50,16 +54,21 @@ HOSTILE = {
     "argument unknown": (lambda p: first_stage(p)["args"].__setitem__(0, "nothing"), 'no buffer, tensor or input "nothing"'),
     "argument type": (lambda p: first_stage(p)["args"].__setitem__(0, "forces"), r"is f64\*, the kernel takes i32\*"),
     "scalar as pointer": (lambda p: first_stage(p)["args"].__setitem__(0, "edge_capacity"), r"is i32, the kernel takes i32\*"),
-    "caller's in a search": (lambda p: first_stage(p)["args"].__setitem__(0, "caller_forces"), "exists in import and export only"),
+    "caller's in a search": (lambda p: first_stage(p)["args"].__setitem__(0, "caller_forces"), "exists in import and schedules"),
+    "caller's in grades": (lambda p: p.update(grade=p["import"]), '"caller_positions" exists in import and schedules only'),
+    "caller's in float32": (lambda p: p["kernels"]["load"]["args"].__setitem__(2, "f32*"), r'"caller_box" is f64\*'),
     "grid": (lambda p: first_stage(p).update(grid=["local", 16]), r"the grid must be \[rows, rows per block"),
     "grid zero": (lambda p: first_stage(p).update(grid=["local", 0, 1]), "numbers of the grid must be whole, from 1"),
     "grid y": (lambda p: first_stage(p).update(grid=["local", 1, 65536]), "numbers of the grid must be whole, from 1 to 65535"),
     "grid rows": (lambda p: first_stage(p).update(grid=["atoms", 1, 1]), "grid: rows must be"),
-    "exchange of an input": (lambda p: p["schedules"][0]["stages"][1].update(args=["forces"]), "an exchange takes one buffer"),
-    "exchange of edges": (lambda p: p["schedules"][0]["stages"][1].update(args=["geometry"]), "must be f32 with rows total"),
-    "exchange of nothing": (lambda p: p["schedules"][0]["stages"][1].update(args=[]), "an exchange takes one buffer"),
-    "exchange in an import": (lambda p: p["import"]["f32"].append(p["schedules"][0]["stages"][1]), "an exchange takes one buffer"),
-    "import": (lambda p: p.update({"import": []}), 'import: needs a list "f32"'),
+    "exchange of an input": (lambda p: exchange(p).update(args=["forces"]), "an exchange takes one buffer"),
+    "exchange of edges": (lambda p: exchange(p).update(args=["geometry"]), "must be f32 with rows total"),
+    "exchange of nothing": (lambda p: exchange(p).update(args=[]), "an exchange takes one buffer"),
+    "exchange of the caller's": (lambda p: exchange(p).update(args=["caller_forces"]), "an exchange takes one buffer"),
+    "exchange in an import": (lambda p: p["import"].append(exchange(p)), "an exchange takes one buffer"),
+    "exchange in a search": (lambda p: p["search"]["list"].append(exchange(p)), "one buffer, in a schedule"),
+    "exchange in grades": (lambda p: p.update(grade=[exchange(p)]), "one buffer, in a schedule"),
+    "import": (lambda p: p.update({"import": {"f32": []}}), 'needs a list "import"'),
 }
 
 

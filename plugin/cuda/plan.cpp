@@ -15,7 +15,7 @@ constexpr const char *kRowNames[] = {"local", "total", "edges", "candidates", "s
 constexpr const char *kScalarNames[kScalars] = {"edge_capacity", "candidate_capacity"};
 constexpr const char *kCallerNames[kCallers] = {"caller_positions", "caller_box", "caller_energy", "caller_forces"};
 constexpr int64_t kMaxShared = 232448, kMaxProgramsPerBlock = 65535, kMaxRowsPerBlock = 1 << 20;
-constexpr size_t kMaxTable = 1000, kMaxArguments = 200;
+constexpr size_t kMaxTable = 1000;
 
 struct InputShape {
   const char *name;
@@ -42,7 +42,7 @@ constexpr InputShape kInputShapes[kInputs] = {
     {"rebuild", DType::i32, Rows::one, 1},
     {"flags", DType::i32, Rows::one, 16},
     {"caller_atoms", DType::i32, Rows::total, 1},
-    {"units", DType::f64, Rows::one, 3},
+    {"units", DType::f64, Rows::one, 4},
 };
 
 template <size_t N>
@@ -96,6 +96,8 @@ bool is_machine_code(const std::string &architecture, const Tensor &t) {
   return true;
 }
 
+enum class List { imports, search, schedule, grade };  // that a stage is in
+
 class Parser {
  public:
   Parser(const Payload &payload, const std::string &where) : payload_(payload), where_(where) {}
@@ -111,20 +113,13 @@ class Parser {
     for (const std::string &a : plan_.overlapping)
       if (!is_architecture(a)) bad(where_ + ": overlapping: there is no architecture \"" + a.substr(0, 80) + "\"");
     const json &search = object_field(entry, "search", where_);
-    plan_.dense = stages(list_field(search, "dense", where_ + ": search"), where_ + ": dense search", false);
-    plan_.list = stages(list_field(search, "list", where_ + ": search"), where_ + ": list search", false);
+    plan_.dense = stages(list_field(search, "dense", where_ + ": search"), where_ + ": dense search", List::search);
+    plan_.list = stages(list_field(search, "list", where_ + ": search"), where_ + ": list search", List::search);
     for (const json &schedule : list_field(entry, "schedules", where_)) add_schedule(schedule);
     if (plan_.schedules.empty() || plan_.schedules.back().max_rows != INT64_MAX)
       bad(where_ + ": the last schedule must have the max_rows null");
-    if (entry.contains("grade")) plan_.grade = stages(list_field(entry, "grade", where_), where_ + ": grade", false);
-    if (!exchanges(plan_.grade).empty()) bad(where_ + ": stages of grades exchange nothing");
-    constexpr const char *types[] = {"f32", "f64"};
-    for (int d = 0; d < 2; d++) {
-      caller_dtype_ = types[d];
-      for (auto [key, list] : {std::pair("import", &plan_.imports[d]), std::pair("export", &plan_.exports[d])})
-        if (entry.contains(key))
-          *list = stages(list_field(entry[key], types[d], where_ + ": " + key), where_ + ": " + key + " of " + types[d], true);
-    }
+    if (entry.contains("grade")) plan_.grade = stages(list_field(entry, "grade", where_), where_ + ": grade", List::grade);
+    if (entry.contains("import")) plan_.imports = stages(list_field(entry, "import", where_), where_ + ": import", List::imports);
     return std::move(plan_);
   }
 
@@ -183,7 +178,7 @@ class Parser {
     if (!entry["max_rows"].is_null()) schedule.max_rows = number_field(entry, "max_rows", 1, INT32_MAX, where);
     if (!plan_.schedules.empty() && plan_.schedules.back().max_rows >= schedule.max_rows)
       bad(where + ": the max_rows must increase from schedule to schedule");
-    schedule.stages = stages(list_field(entry, "stages", where), where, false);
+    schedule.stages = stages(list_field(entry, "stages", where), where, List::schedule);
     // Ranks of one simulation differ in the number of their atoms, and all must exchange the same.
     if (!plan_.schedules.empty() && exchanges(schedule.stages) != exchanges(plan_.schedules[0].stages))
       bad(where + ": all schedules must exchange the same in the same order");
@@ -197,13 +192,13 @@ class Parser {
     return list;
   }
 
-  Stages stages(const json &list, const std::string &where, bool with_caller) {
+  Stages stages(const json &entries, const std::string &where, List list) {
     Stages result;
-    for (const json &entry : list) result.push_back(stage(entry, where + ": stage " + std::to_string(result.size()), with_caller));
+    for (const json &entry : entries) result.push_back(stage(entry, where + ": stage " + std::to_string(result.size()), list));
     return result;
   }
 
-  Stage stage(const json &entry, std::string where, bool with_caller) {
+  Stage stage(const json &entry, std::string where, List list) {
     const std::string &name = string_field(entry, "kernel", where);
     where += " (" + name.substr(0, 80) + ")";
     Stage stage{};
@@ -212,7 +207,7 @@ class Parser {
     if (pass < 0) bad(where + ": pass must be forward, backward or energy");
     stage.pass = Pass(pass);
     const std::vector<std::string> names = names_field(entry, "args", where);
-    if (name == "exchange") return exchange(stage, names, where, with_caller);
+    if (name == "exchange") return exchange(stage, names, where, list);
 
     const auto kernel = kernel_index_.find(name);
     if (kernel == kernel_index_.end()) bad(where + ": the plan has no such kernel");
@@ -223,7 +218,7 @@ class Parser {
           " are given");
     for (size_t k = 0; k < names.size(); k++) {
       std::string type;
-      stage.args.push_back(resolve(names[k], type, where, with_caller));
+      stage.args.push_back(resolve(names[k], type, where, list));
       if (type != types[k])
         bad(where + ": argument " + std::to_string(k) + " = \"" + names[k].substr(0, 80) + "\" is " + type +
             ", the kernel takes " + types[k].substr(0, 80));
@@ -241,9 +236,10 @@ class Parser {
     return stage;
   }
 
-  Stage exchange(Stage stage, const std::vector<std::string> &names, const std::string &where, bool with_caller) {
+  Stage exchange(Stage stage, const std::vector<std::string> &names, const std::string &where, List list) {
     const auto it = names.size() == 1 ? names_.find(names[0]) : names_.end();
-    if (with_caller || it == names_.end() || it->second < kInputs) bad(where + ": an exchange takes one buffer, in a schedule");
+    if (list != List::schedule || it == names_.end() || it->second < kInputs)
+      bad(where + ": an exchange takes one buffer, in a schedule");
     const Array &array = plan_.arrays[it->second];
     if (array.dtype != DType::f32 || array.rows != Rows::total || array.width % 2)
       bad(where + ": \"" + array.name + "\" must be f32 with rows total and an even width to be exchanged");
@@ -253,12 +249,11 @@ class Parser {
     return stage;
   }
 
-  Argument resolve(const std::string &name, std::string &type, const std::string &where, bool with_caller) {
+  Argument resolve(const std::string &name, std::string &type, const std::string &where, List list) {
     if (const int k = index_of(kScalarNames, name); k >= 0) return type = "i32", Argument{Argument::scalar, k};
     if (const int k = index_of(kCallerNames, name); k >= 0) {
-      if (!with_caller) bad(where + ": \"" + name + "\" exists in import and export only");
-      type = (k == kCallerEnergy ? "f64" : caller_dtype_) + std::string("*");
-      return {Argument::caller, k};
+      if (list != List::imports && list != List::schedule) bad(where + ": \"" + name + "\" exists in import and schedules only");
+      return type = "f64*", Argument{Argument::caller, k};
     }
     if (const auto it = names_.find(name); it != names_.end()) {
       type = std::string(dtype_name(plan_.arrays[it->second].dtype)) + "*";
@@ -276,7 +271,6 @@ class Parser {
   const std::string where_;
   Plan plan_;
   std::map<std::string, int> names_, kernel_index_, tensor_index_;
-  const char *caller_dtype_ = "";
 };
 
 }  // namespace

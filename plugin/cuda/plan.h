@@ -2,6 +2,7 @@
 // an untrusted file: every name, type, number and index is checked here, so that executing it needs no more checks.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -46,13 +47,15 @@ struct Array {
 
 enum Scalar { kEdgeCapacity, kCandidateCapacity, kScalars };
 
-// Device pointers of the caller of mlff_system_compute_device.
+// Device pointers of the caller of mlff_system_compute_device: those that are not given, and all with arrays of the host, are null.
 enum Caller { kCallerPositions, kCallerBox, kCallerEnergy, kCallerForces, kCallers };
 
 struct Argument {
   enum Kind { array, tensor, scalar, caller } kind;
   int index;
 };
+
+constexpr size_t kMaxArguments = 200;  // of a kernel
 
 enum class Pass { forward, backward, energy };
 
@@ -85,7 +88,7 @@ struct Plan {
   std::vector<Kernel> kernels;
   Stages dense, list;
   std::vector<Schedule> schedules;
-  Stages imports[2], exports[2];           // for float32 and float64
+  Stages imports;                          // of the caller's arrays on the device, before the search; empty for a file without
   Stages grade;                            // of extrapolation grades, after an evaluation; empty for a file without
   std::vector<std::string> architectures;  // of all kernels: "sm_90" ..., "ptx"
   std::vector<std::string> overlapping;    // those of them whose kernels wait by themselves for the kernel before

@@ -31,6 +31,14 @@ std::array<int32_t, 3> count_images(const Cell &cell, const Basis &basis, double
   return n;
 }
 
+std::vector<const Stage *> running(std::initializer_list<const Stages *> lists, bool backward) {
+  std::vector<const Stage *> result;
+  for (const Stages *list : lists)
+    for (const Stage &stage : *list)
+      if (stage.runs(backward)) result.push_back(&stage);
+  return result;
+}
+
 // Code of others runs with the context that it had.
 class Suspended {
  public:
@@ -93,11 +101,9 @@ CudaSystem::Setup CudaSystem::choose(bool dense, bool backward) const {
 }
 
 std::vector<const Stage *> CudaSystem::stages(const Setup &setup) const {
-  std::vector<const Stage *> result;
-  for (const Stages *list : {setup.dense ? &plan_.dense : &plan_.list, &plan_.schedules[size_t(setup.schedule)].stages})
-    for (const Stage &stage : *list)
-      if (stage.runs(setup.backward)) result.push_back(&stage);
-  return result;
+  static const Stages nothing;
+  const Stages &search = setup.dense ? plan_.dense : plan_.list, &schedule = plan_.schedules[size_t(setup.schedule)].stages;
+  return running({setup.arrays ? &plan_.imports : &nothing, &search, &schedule}, setup.backward);
 }
 
 void CudaSystem::set_boxes(const std::vector<Cell> &cells) {
@@ -220,19 +226,20 @@ size_t CudaSystem::bytes() const {
 
 // ---- launches ---------------------------------------------------------------------------------------------------------
 
-void CudaSystem::launch(const Stage &stage, StreamHandle stream, bool overlap, const DevicePointer *caller) {
+void CudaSystem::launch(const Stage &stage, StreamHandle stream, bool overlap, const Callers &caller) {
   const Device::Function &function = device_->function(stage.kernel);
   const int32_t scalars[kScalars] = {int32_t(capacity_.edges), int32_t(capacity_.candidates)};
-  std::vector<DevicePointer> values(stage.args.size() + 2, 0);  // the last two are Triton's scratch areas
-  std::vector<void *> parameters;
-  for (size_t k = 0; k < values.size(); k++) {
-    parameters.push_back(&values[k]);
+  DevicePointer values[kMaxArguments + 2];
+  void *parameters[kMaxArguments + 2];
+  for (size_t k = 0; k < stage.args.size() + 2; k++) {
+    parameters[k] = &values[k];
+    values[k] = 0;  // as the last two stay, Triton's scratch areas
     if (k >= stage.args.size()) continue;
     const Argument &a = stage.args[k];
     switch (a.kind) {
       case Argument::array: values[k] = pointer(a.index); break;
       case Argument::tensor: values[k] = device_->tensor(a.index); break;
-      case Argument::caller: values[k] = caller[a.index]; break;
+      case Argument::caller: values[k] = caller[size_t(a.index)]; break;
       case Argument::scalar: std::memcpy(&values[k], &scalars[a.index], sizeof(int32_t)); break;
     }
   }
@@ -242,10 +249,10 @@ void CudaSystem::launch(const Stage &stage, StreamHandle stream, bool overlap, c
   LaunchAttribute attribute{kAttributeOverlap, {}, {1}};
   const LaunchConfig config{unsigned(programs), 1,         1, function.threads, 1, 1, function.shared_bytes, stream,
                             &attribute,         unsigned(overlap)};
-  MLFF_CUDA(cuLaunchKernel, &config, function.handle, parameters.data(), nullptr);
+  MLFF_CUDA(cuLaunchKernel, &config, function.handle, parameters, nullptr);
 }
 
-void CudaSystem::launch(std::span<const Stage *const> stages, StreamHandle stream, const DevicePointer *caller) {
+void CudaSystem::launch(std::span<const Stage *const> stages, StreamHandle stream, const Callers &caller) {
   bool overlap = false;  // with what was in the stream before: nobody knows what that is
   for (const Stage *stage : stages) {
     if (stage->kernel < 0) continue;
@@ -254,42 +261,42 @@ void CudaSystem::launch(std::span<const Stage *const> stages, StreamHandle strea
   }
 }
 
-void CudaSystem::launch(const Stages &list, bool backward, StreamHandle stream, const DevicePointer *caller) {
-  std::vector<const Stage *> stages;
-  for (const Stage &stage : list)
-    if (stage.runs(backward)) stages.push_back(&stage);
-  launch(stages, stream, caller);
-}
-
-CudaSystem::Graphs &CudaSystem::graphs(const Setup &setup) {
-  const auto known =
-      std::find_if(graphs_.begin(), graphs_.end(), [&](const Graphs &g) { return g.setup == setup && g.capacity == capacity_; });
-  if (known != graphs_.end()) {
+CudaSystem::Graphs &CudaSystem::graphs(const Setup &setup, const Callers &caller) {
+  const auto known = std::find_if(graphs_.begin(), graphs_.end(), [&](const Graphs &g) {
+    return g.setup == setup && g.capacity == capacity_ && g.caller == caller;
+  });
+  const bool is_new = known == graphs_.end();
+  if (is_new) {
+    if (graphs_.size() == kMaxGraphs) graphs_.erase(graphs_.begin());
+    graphs_.push_back({setup, capacity_, caller, {}, {}});
+  } else {
     std::rotate(known, known + 1, graphs_.end());
-    return graphs_.back();
   }
+  Graphs &graphs = graphs_.back();
+  if (!graphs.pieces.empty() || (is_new && setup.arrays)) return graphs;
   const auto list = stages(setup);
   for (const Stage *stage : list)
     if (stage->kernel >= 0) device_->function(stage->kernel);  // code cannot be loaded during a capture
-  Graphs made{setup, capacity_, {}, {}};
+  std::vector<GraphExec> pieces;
+  std::vector<int> exchanges;
   for (auto it = list.begin();; it++) {
     const auto end = std::find_if(it, list.end(), [&](const Stage *s) { return s->kernel < 0 && setup.pieces; });
     GraphExec piece;
     if (std::any_of(it, end, [](const Stage *s) { return s->kernel >= 0; }))
       piece = capture(device_->context, stream_.get(), [&] {
-        launch({it, end}, stream_.get());
+        launch({it, end}, stream_.get(), caller);
       });
-    made.pieces.push_back(std::move(piece));
+    pieces.push_back(std::move(piece));
     if ((it = end) == list.end()) break;
-    made.exchanges.push_back((*it)->args[0].index);
+    exchanges.push_back((*it)->args[0].index);
   }
-  if (graphs_.size() == kMaxGraphs) graphs_.erase(graphs_.begin());
-  graphs_.push_back(std::move(made));
-  return graphs_.back();
+  graphs.pieces = std::move(pieces), graphs.exchanges = std::move(exchanges);
+  return graphs;
 }
 
-bool CudaSystem::run(const Setup &setup, StreamHandle stream) {
-  const Graphs &g = graphs(setup);
+bool CudaSystem::run(const Setup &setup, StreamHandle stream, const Callers &caller) {
+  const Graphs &g = graphs(setup, caller);
+  if (g.pieces.empty()) launch(stages(setup), stream, caller);
   for (size_t k = 0; k < g.pieces.size(); k++) {
     if (g.pieces[k]) MLFF_CUDA(cuGraphLaunch, g.pieces[k].get(), stream);
     if (k < g.exchanges.size() && !exchange_rows(g.exchanges[k], k == 0, stream)) return false;
@@ -398,7 +405,7 @@ void CudaSystem::evaluate(const double *positions, const Setup &setup, const mlf
     put(kBoxes, boxes_.data(), boxes_.size() * sizeof(double), stream);
     MLFF_CUDA(cuMemcpyHtoDAsync, pointer(kPositions), staged, size_t(3 * n_total_) * sizeof(double), stream);
     if (!run(setup, stream)) continue;
-    if (results.extrapolation_grade) launch(plan_.grade, setup.backward, stream);
+    if (results.extrapolation_grade) launch(running({&plan_.grade}, setup.backward), stream);
     const int32_t *flags = fetch(results);
     clean_ = true;
     rebuild_ = true;

@@ -43,11 +43,14 @@ class CudaSystem : public System {
   struct Setup {
     bool dense, backward, pieces;  // pieces: cut at the exchanges
     int schedule;
+    bool arrays = false;  // atoms of the caller that are on the GPU
     bool operator==(const Setup &) const = default;
   };
+  using Callers = std::array<DevicePointer, kCallers>;
   struct Graphs {
     Setup setup;
     Capacity capacity;
+    Callers caller;                 // null pointers but for Setup::arrays
     std::vector<GraphExec> pieces;  // empty: a piece without launches
     std::vector<int> exchanges;     // arrays, one after each piece but the last
   };
@@ -63,7 +66,7 @@ class CudaSystem : public System {
   void set_boxes(const std::vector<Cell> &cells);
   bool fits_dense(int64_t n, double images) const;
   Setup choose(bool dense, bool backward) const;
-  std::vector<const Stage *> stages(const Setup &setup) const;
+  std::vector<const Stage *> stages(const Setup &setup) const;  // those that run
 
   // Makes room; where capacities change, all arrays become zero and must be filled again.
   void make_room(const Setup &setup, int64_t dense_candidates, StreamHandle stream);
@@ -75,11 +78,11 @@ class CudaSystem : public System {
   void upload(const Setup &setup, StreamHandle stream);
 
   // overlap: the kernel before is one of the plan, and this one may start before that has ended.
-  void launch(const Stage &stage, StreamHandle stream, bool overlap, const DevicePointer *caller);
-  void launch(std::span<const Stage *const> stages, StreamHandle stream, const DevicePointer *caller = nullptr);
-  void launch(const Stages &list, bool backward, StreamHandle stream, const DevicePointer *caller = nullptr);  // those that run
-  Graphs &graphs(const Setup &setup);
-  bool run(const Setup &setup, StreamHandle stream);               // false: more room is needed, nothing was exchanged
+  void launch(const Stage &stage, StreamHandle stream, bool overlap, const Callers &caller);
+  void launch(std::span<const Stage *const> stages, StreamHandle stream, const Callers &caller = {});
+  // Without pieces where the caller's pointers are new: they may never come back, and to make a graph takes as long as several evaluations.
+  Graphs &graphs(const Setup &setup, const Callers &caller);
+  bool run(const Setup &setup, StreamHandle stream, const Callers &caller = {});  // false: more room is needed, nothing was exchanged
   bool exchange_rows(int array, bool first, StreamHandle stream);  // likewise
   bool must_repeat(const int32_t *flags, bool dense);              // throws if the flags tell of bad input
   void evaluate(const double *positions, const Setup &setup, const mlff_results &results);

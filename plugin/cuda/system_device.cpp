@@ -23,7 +23,7 @@ void CudaSystem::check_arrays(const mlff_device_arrays &a) const {
   check_no_ghosts("compute_device");
   check_one_structure("compute_device");
   if (exchange_) fail(MLFF_ERROR_INPUT, "compute_device evaluates a whole system: it cannot exchange with other ranks");
-  if (plan_.imports[a.is_double ? 1 : 0].empty() || plan_.exports[a.is_double ? 1 : 0].empty())
+  if (plan_.imports.empty())
     fail(MLFF_ERROR_RESOURCE, "%s has no kernels for arrays on the GPU; export it again with this mlff", model_->name.c_str());
   if (a.n_rows < n_local_ || a.n_rows > INT32_MAX || (!a.atoms && n_local_ > 0 && a.n_rows != n_local_))
     fail(MLFF_ERROR_INPUT, "the system has %lld atoms; arrays of %lld rows do not fit%s", (long long)n_local_, (long long)a.n_rows,
@@ -83,22 +83,19 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
     if (a.energy) MLFF_CUDA(cuMemsetD32Async, address(a.energy), 0, 2, stream);
     return;
   }
-  const Stages &imports = plan_.imports[a.is_double ? 1 : 0], &exports = plan_.exports[a.is_double ? 1 : 0];
   const bool backward = a.forces != nullptr;
-  const DevicePointer caller[kCallers] = {address(a.positions), address(a.box), address(a.energy), address(a.forces)};
+  const Callers caller = {address(a.positions), address(a.box), address(a.energy), address(a.forces)};
   const auto wanted = [&](const Setup &setup) {
     return Warm{setup, a.is_double != 0, a.box != nullptr, a.energy != nullptr, backward, a.length_unit, a.energy_unit};
   };
 
   if (capturing != kNotCapturing) {
-    // Nothing may be copied, allocated or waited for here, and what is captured must stay where it is.
+    // Nothing may be copied, allocated, loaded or waited for here, and what is captured must stay where it is.
     if (!warm_ || !(*warm_ == wanted(warm_->setup)) || !set_caller_atoms(a, false))
       fail(MLFF_ERROR_INPUT,
            "the stream is capturing: evaluate once before capturing, with the same atoms, units and kinds of results");
     captured_ = true;
-    launch(imports, backward, stream, caller);
-    launch(stages(warm_->setup), stream);
-    launch(exports, backward, stream, caller);
+    launch(stages(warm_->setup), stream, caller);
     return;
   }
 
@@ -113,11 +110,12 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
     set_boxes({Cell{}});
   else if (!warm_ || !warm_->box)
     images_.clear(), read_box(a, stream);
-  const double units[3] = {a.length_unit, a.energy_unit, a.energy_unit * a.length_unit};
+  const double units[4] = {a.length_unit, a.energy_unit, a.energy_unit * a.length_unit, a.is_double ? 0.0 : 1.0};
 
   for (int round = 0; round < kMaxRounds; round++) {
     const double images = images_in(images_.data());
-    const Setup setup = choose(fits_dense(n_local_, images), backward);
+    Setup setup = choose(fits_dense(n_local_, images), backward);
+    setup.arrays = true;
     make_room(setup, int64_t(double(n_local_) * images), stream);
     upload(setup, stream);
     put(kCallerAtoms, caller_atoms_.data(), caller_atoms_.size() * sizeof(int32_t), stream);
@@ -126,9 +124,7 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
       mirrors_[kBoxes].clear();  // the device writes them
     else
       put(kBoxes, boxes_.data(), boxes_.size() * sizeof(double), stream);
-    launch(imports, backward, stream, caller);
-    run(setup, stream);
-    launch(exports, backward, stream, caller);
+    run(setup, stream, caller);
     auto *flags = static_cast<int32_t *>(results_.reserve(device_->context, 16 * sizeof(int32_t)));
     MLFF_CUDA(cuMemcpyDtoHAsync, flags, pointer(kStatus), 16 * sizeof(int32_t), stream);
     MLFF_CUDA(cuStreamSynchronize, stream);

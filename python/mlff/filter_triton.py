@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .launch_triton import previous_kernel
-from .neighbors_triton import search_row
+from .neighbors_triton import bounds, search_row
 
 
 @triton.jit
@@ -95,20 +95,29 @@ def stack(columns):
 
 
 @triton.jit
-def store_halves(rows, values, mask, KB: tl.constexpr):
-    """Writes float32 rows [BE, KB] as pairs of halves [hi, lo] (docs/cuda.md), which are returned."""
+def pair_of_halves(columns, BE: tl.constexpr, N: tl.constexpr):
+    """A tuple of N columns [BE] as matrices hi, lo [BE, N] of halves."""
+    values = tl.reshape(stack(columns), (BE, N))
     hi = values.to(tl.float16)
-    lo = (values - hi.to(tl.float32)).to(tl.float16)
-    tl.store(rows, hi, mask=mask)
-    tl.store(rows + KB, lo, mask=mask)
-    return hi, lo
+    return hi, (values - hi.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def store_halves(rows, e, columns, mask, BE: tl.constexpr, KB: tl.constexpr, STEP: tl.constexpr):
+    """Writes KB columns of rows e as pairs of halves [hi, lo] (docs/cuda.md), STEP at a time. All of them at once fill whole lines of memory;
+    8 of them are what one thread writes of its own row, and need no exchange between threads, whose barriers few edges cannot hide."""
+    for k in tl.static_range(0, KB, STEP):
+        hi, lo = pair_of_halves(columns[k : k + STEP], BE, STEP)
+        at = rows + e[:, None] * (2 * KB) + (k + tl.arange(0, STEP))[None, :]
+        tl.store(at, hi, mask=mask[:, None])
+        tl.store(at + KB, lo, mask=mask[:, None])
 
 
 @triton.jit
 def radial_row(
     i, n, z_i, scale, elements, neighbors, geometry, distance, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
     edge_capacity, gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr,
-    COSINE: tl.constexpr,
+    COSINE: tl.constexpr, STEP: tl.constexpr,
 ):
     """What radial says, of row i with n edges; elements: of the rows that are its neighbours."""
     first = i.to(tl.int64) * edge_capacity
@@ -156,9 +165,9 @@ def radial_row(
                 else:
                     one, one_slope = gaussian_of(m, gaussians, d, f, df)
             b, db = b + (one,), db + (one_slope,)
-        at = e[:, None] * (2 * KB) + k[None, :]
-        hi, lo = store_halves(basis + at, tl.reshape(stack(b), (BE, KB)), inside[:, None], KB)
-        store_halves(slope + at, tl.reshape(stack(db), (BE, KB)), inside[:, None], KB)
+        store_halves(basis, e, b, inside, BE, KB, STEP)
+        store_halves(slope, e, db, inside, BE, KB, STEP)
+        hi, lo = pair_of_halves(b, BE, KB)
 
         factor = tl.where(axis == 0, 1.0, tl.where(axis == 1, u0, tl.where(axis == 2, u1, u2)))
         factor = tl.where((z == z_j[None, :]) & (axis < 4), factor, 0.0)
@@ -193,7 +202,7 @@ def radial(
     n = tl.load(edge_count + i)
     z_i = tl.maximum(tl.load(species + i), 0)
     radial_row(i, n, z_i, scale, species, neighbors, geometry, distance, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
-               edge_capacity, gaussians, S, K, KB, SKP, ROWS, BE, COSINE)
+               edge_capacity, gaussians, S, K, KB, SKP, ROWS, BE, COSINE, KB)
 
 
 @triton.jit
@@ -205,21 +214,17 @@ def pairs_radial(
 ):
     """The edges of a row among all pairs of its structure, then what radial makes of them. Rows are the caller's atoms; ghosts have edges to
     local atoms only."""
-    previous_kernel()
     row = tl.program_id(0)
-    n_local, n_total = tl.load(counts), tl.load(counts + 1)
-    # What does not depend on the counts is loaded before they are looked at: a small molecule is a chain of latencies.
-    b, element = tl.load(structure + row), tl.load(elements + row)
-    own = positions + row.to(tl.int64) * 3
-    x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
-    limit_d = tl.load(cutoff)
-    seen0, seen1 = tl.load(flags), tl.load(flags + 1)
+    n_local, n_total, b, element = tl.load(counts), tl.load(counts + 1), tl.load(structure + row), tl.load(elements + row)
+    limit_d, seen0, seen1 = tl.load(cutoff), tl.load(flags), tl.load(flags + 1)
+    start, end, n0, n1, n2 = bounds(b, starts, images)
+    previous_kernel()
     if row >= n_total:
         return
-    n = search_row(row, n_local, b, element, x, y, z, limit_d, seen0, seen1, positions, elements, starts, boxes, images, flags, order,
-                   species, edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
+    n = search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes, flags, order, species,
+                   edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
     if row >= n_local:
         return
     tl.debug_barrier()  # what other threads of this program have found is there
     radial_row(row, tl.minimum(n, edge_capacity), tl.maximum(element, 0), 1.0 / limit_d, elements, neighbors, geometry, distance, pair_table,
-               basis, slope, moments, repulsion_energy, repulsion_slope, edge_capacity, gaussians, S, K, KB, SKP, ROWS, BE, COSINE)
+               basis, slope, moments, repulsion_energy, repulsion_slope, edge_capacity, gaussians, S, K, KB, SKP, ROWS, BE, COSINE, 8)

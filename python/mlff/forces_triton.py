@@ -1,4 +1,4 @@
-"""Forces, virials and energies from the gradient of the edges; import and export of arrays on the device (docs/cuda.md)."""
+"""Forces, virials and energies from the gradient of the edges; import of arrays on the device (docs/cuda.md)."""
 
 from typing import Any, Dict, List
 
@@ -30,9 +30,61 @@ def _load_vectors(rows, e, mask, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def forces(counts, flags, order, edge_count, neighbors, reverse, slot, geometry, gradient, forces, atom_virial, edge_capacity,
-           candidate_capacity, BLOCK: tl.constexpr):
-    """Force (eV/Angstrom) and virial (eV) of one row, local or ghost.
+def _is_null(pointer):
+    return pointer.to(tl.int64, bitcast=True) == 0
+
+
+@triton.jit
+def _load_numbers(caller, at, narrow, mask):
+    """Numbers of the caller's in float64; narrow: they are float32, whatever the pointer says."""
+    if narrow:
+        return tl.load(caller.to(tl.pointer_type(tl.float32), bitcast=True) + at, mask=mask, other=0.0).to(tl.float64)
+    else:
+        return tl.load(caller + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def _add(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8
+
+
+@triton.jit
+def _store_sums(sums, caller, failed, forces, atom_virial, caller_forces, atom, unit, narrow):
+    """Force and virial of one row from its sums of x, y, z and minus two xx, yy, zz, four xy, xz, yz over pairs; and the force in the
+    caller's unit at its row ``atom``, if it has one; narrow: as float32."""
+    f0, f1, f2, xx, yy, zz, xy, xz, yz = tl.reduce(sums, 0, _add)
+    nothing = tl.where(failed, float("nan"), 0.0).to(tl.float64)
+    f0, f1, f2 = f0 + nothing, f1 + nothing, f2 + nothing
+    out = forces + caller.to(tl.int64) * 3
+    tl.store(out, f0)
+    tl.store(out + 1, f1)
+    tl.store(out + 2, f2)
+    out = atom_virial + caller.to(tl.int64) * 6
+    tl.store(out, -0.5 * xx + nothing)
+    tl.store(out + 1, -0.5 * yy + nothing)
+    tl.store(out + 2, -0.5 * zz + nothing)
+    tl.store(out + 3, -0.25 * xy + nothing)
+    tl.store(out + 4, -0.25 * xz + nothing)
+    tl.store(out + 5, -0.25 * yz + nothing)
+    if _is_null(caller_forces) == 0:
+        place = atom.to(tl.int64) * 3
+        if narrow:
+            out_f32 = caller_forces.to(tl.pointer_type(tl.float32), bitcast=True) + place
+            tl.store(out_f32, (f0 * unit).to(tl.float32))
+            tl.store(out_f32 + 1, (f1 * unit).to(tl.float32))
+            tl.store(out_f32 + 2, (f2 * unit).to(tl.float32))
+        else:
+            out_f64 = caller_forces + place
+            tl.store(out_f64, f0 * unit)
+            tl.store(out_f64 + 1, f1 * unit)
+            tl.store(out_f64 + 2, f2 * unit)
+
+
+@triton.jit
+def forces(counts, flags, order, edge_count, neighbors, reverse, slot, geometry, gradient, forces, atom_virial, caller_forces, caller_atoms,
+           units, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
+    """Force (eV/Angstrom) and virial (eV) of one row, local or ghost; the force in the caller's units and type too, where it has arrays
+    on the device.
 
     With q_e = dE/dr_ij of edge e of a local row i: F_i = sum over the edges of row i of ([i local] q_e - [j local] q_e'), where
     e' is the edge the other way, and W_i = -1/2 sum r_e (x) the same, symmetrised. Summed in float64, always in the same order.
@@ -41,60 +93,50 @@ def forces(counts, flags, order, edge_count, neighbors, reverse, slot, geometry,
     n_local, n_total = tl.load(counts), tl.load(counts + 1)
     number, caller = tl.load(edge_count + row), tl.load(order + row)
     failed = _failed(flags, edge_capacity, candidate_capacity)
+    atom, unit, narrow = tl.load(caller_atoms + caller), tl.load(units + 2), tl.load(units + 3) != 0
     number = tl.where(row < n_total, number, 0)
-    fx, fy, fz = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
-    xx, yy, zz = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
-    xy, xz, yz = tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64), tl.zeros([BLOCK], tl.float64)
+    zero = tl.zeros([BLOCK], tl.float64)
+    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
     for first in range(0, number, BLOCK):
+        # Loads that others depend on do not wait for the number of edges: what is left over in a row names rows and candidates too.
         k = first + tl.arange(0, BLOCK)
-        valid = k < number
+        inside, valid = k < edge_capacity, k < number
         e = row.to(tl.int64) * edge_capacity + k
-        j = tl.load(neighbors + e, mask=valid, other=0)
-        c = tl.load(reverse + e, mask=valid, other=0)
-        back = valid & (j < n_local) & (c < candidate_capacity)
-        place = tl.load(slot + j.to(tl.int64) * candidate_capacity + c, mask=back, other=-1)
-        u0, u1, u2, d = _load_vectors(geometry, e, valid, BLOCK)
+        j = tl.load(neighbors + e, mask=inside, other=0)
+        c = tl.load(reverse + e, mask=inside, other=0)
+        u0, u1, u2, d = _load_vectors(geometry, e, inside, BLOCK)
+        place = tl.load(slot + j.to(tl.int64) * candidate_capacity + c, mask=c < candidate_capacity, other=-1)
+        back = valid & (j < n_local) & (place >= 0)
         previous_kernel()
         p0, p1, p2, _ = _load_vectors(gradient, e, valid & (row < n_local), BLOCK)
-        q0, q1, q2, _ = _load_vectors(gradient, j.to(tl.int64) * edge_capacity + place, back & (place >= 0), BLOCK)
+        q0, q1, q2, _ = _load_vectors(gradient, j.to(tl.int64) * edge_capacity + place, back, BLOCK)
         g0, g1, g2 = p0.to(tl.float64) - q0, p1.to(tl.float64) - q1, p2.to(tl.float64) - q2
         r0, r1, r2 = d.to(tl.float64) * u0, d.to(tl.float64) * u1, d.to(tl.float64) * u2
-        fx += g0
-        fy += g1
-        fz += g2
-        xx += r0 * g0
-        yy += r1 * g1
-        zz += r2 * g2
-        xy += r0 * g1 + r1 * g0
-        xz += r0 * g2 + r2 * g0
-        yz += r1 * g2 + r2 * g1
+        sums = _add(*sums, g0, g1, g2, r0 * g0, r1 * g1, r2 * g2, r0 * g1 + r1 * g0, r0 * g2 + r2 * g0, r1 * g2 + r2 * g1)
     previous_kernel()
     if row >= n_total:
         return
-    nan = float("nan")
-    out = forces + caller.to(tl.int64) * 3
-    tl.store(out, tl.where(failed, nan, tl.sum(fx, 0)))
-    tl.store(out + 1, tl.where(failed, nan, tl.sum(fy, 0)))
-    tl.store(out + 2, tl.where(failed, nan, tl.sum(fz, 0)))
-    out = atom_virial + caller.to(tl.int64) * 6
-    tl.store(out, tl.where(failed, nan, -0.5 * tl.sum(xx, 0)))
-    tl.store(out + 1, tl.where(failed, nan, -0.5 * tl.sum(yy, 0)))
-    tl.store(out + 2, tl.where(failed, nan, -0.5 * tl.sum(zz, 0)))
-    tl.store(out + 3, tl.where(failed, nan, -0.25 * tl.sum(xy, 0)))
-    tl.store(out + 4, tl.where(failed, nan, -0.25 * tl.sum(xz, 0)))
-    tl.store(out + 5, tl.where(failed, nan, -0.25 * tl.sum(yz, 0)))
+    _store_sums(sums, caller, failed, forces, atom_virial, caller_forces, atom, unit, narrow)
 
 
 @triton.jit
-def _atom_energies(counts, flags, order, row_energy, atom_energy, row, valid, failed):
-    """Energies of rows, written in the caller's order too; those not finite are reported if nothing else explains them."""
-    n_local = tl.load(counts)
-    local = valid & (row < n_local)
-    energy = tl.load(row_energy + row, mask=local, other=0.0)
-    caller = tl.load(order + row, mask=valid, other=0)
-    tl.atomic_max(flags + 7 + row * 0, caller + 1, mask=local & (energy * 0.0 != 0.0) & (failed == 0))
-    tl.store(atom_energy + caller, tl.where(failed, float("nan"), energy), mask=valid)
-    return energy
+def _sums_and_largest(a, m, b, n):
+    return a + b, tl.maximum(m, n)
+
+
+@triton.jit
+def _virials_and_energies(row, end, n_local, order, row_energy, atom_virial, atom_energy, failed, BACKWARD: tl.constexpr):
+    """Of rows [BLOCK, 1] before ``end``, [BLOCK, 8]: the virial and in column 6 the energy, which is written in the caller's order too; and
+    in column 6 one more than the caller's index of an atom whose energy is not finite, unless something else explains it."""
+    column = tl.arange(0, 8)[None, :]
+    inside, is_energy = row < end, column == 6
+    wanted = inside & is_energy & (row < n_local)
+    if BACKWARD:
+        wanted = wanted | (inside & (column < 6))
+    caller = tl.load(order + row, mask=inside, other=0)
+    values = tl.load(tl.where(is_energy, row_energy + row + 0 * column, atom_virial + row.to(tl.int64) * 6 + column), mask=wanted, other=0.0)
+    tl.store(atom_energy + caller + 0 * column, tl.where(failed, float("nan"), values), mask=inside & is_energy)
+    return values, tl.where(is_energy & (values * 0.0 != 0.0) & (failed == 0), caller + 1, 0)
 
 
 @triton.jit
@@ -102,77 +144,75 @@ def total_partial(counts, flags, order, row_energy, atom_virial, atom_energy, pa
                   BACKWARD: tl.constexpr, BLOCK: tl.constexpr):
     """Energies of atoms, and the sums over one of PARTS ranges of rows: partial f64 [PARTS, 8], the virial and the energy."""
     previous_kernel()
-    n_total = tl.load(counts + 1)
+    n_local, n_total = tl.load(counts), tl.load(counts + 1)
     failed = _failed(flags, edge_capacity, candidate_capacity)
     part = tl.program_id(0)
-    column = tl.arange(0, 8)
     size = tl.cdiv(tl.cdiv(n_total, _PARTS), BLOCK) * BLOCK
     begin, end = tl.minimum(part * size, n_total), tl.minimum((part + 1) * size, n_total)
+    column = tl.arange(0, 8)
     if begin >= end:
         tl.store(partial + part * 8 + column, tl.zeros([8], tl.float64))
         return
-    energy = tl.zeros([BLOCK], tl.float64)
-    virial = tl.zeros([BLOCK, 8], tl.float64)
+    sums = tl.zeros([BLOCK, 8], tl.float64)
+    not_finite = tl.zeros([BLOCK, 8], tl.int32)
     for first in range(begin, end, BLOCK):
-        row = first + tl.arange(0, BLOCK)
-        energy += _atom_energies(counts, flags, order, row_energy, atom_energy, row, row < end, failed)
-        if BACKWARD:
-            at = atom_virial + row.to(tl.int64)[:, None] * 6 + column[None, :]
-            virial += tl.load(at, mask=(row < end)[:, None] & (column < 6)[None, :], other=0.0)
-    tl.store(partial + part * 8 + column, tl.sum(virial, 0), mask=column < 6)
-    tl.store(partial + part * 8 + 6, tl.sum(energy, 0))
+        row = first + tl.arange(0, BLOCK)[:, None]
+        values, found = _virials_and_energies(row, end, n_local, order, row_energy, atom_virial, atom_energy, failed, BACKWARD)
+        sums, not_finite = _sums_and_largest(sums, not_finite, values, found)
+    sums, worst = tl.reduce((sums, not_finite), 0, _sums_and_largest)
+    tl.store(partial + part * 8 + column, sums)
+    tl.atomic_max(flags + 7 + 0 * column, worst, mask=worst > 0)
 
 
 @triton.jit
-def total(counts, starts, flags, rebuild, order, row_energy, atom_virial, partial, energies, virials, atom_energy, status,
+def total(counts, starts, flags, rebuild, order, row_energy, atom_virial, partial, energies, virials, atom_energy, status, caller_energy, units,
           edge_capacity, candidate_capacity, BACKWARD: tl.constexpr, PARTIAL: tl.constexpr, BLOCK: tl.constexpr):
-    """Energy and virial of one structure; the last program to finish hands over the flags and clears them.
+    """Energy and virial of one structure, and the energy of the first one in the caller's units, where it has arrays on the device; the
+    last program to finish hands over the flags and clears them.
 
     PARTIAL: total_partial has run, so the sums of one structure are those of its parts and the atoms' energies are written.
     """
     b = tl.program_id(0)
-    structures = tl.load(counts + 2)
-    n_local = tl.load(counts)
+    structures, n_local = tl.load(counts + 2), tl.load(counts)
     begin, end = tl.load(starts + b), tl.load(starts + b + 1)
+    unit = tl.load(units + 1)
     previous_kernel()
+    flag, column = tl.arange(0, 16), tl.arange(0, 8)
+    seen = tl.load(flags + flag)
     failed = _failed(flags, edge_capacity, candidate_capacity)
     if b >= structures:
         return
-    from_virial, from_energy, wide, step = atom_virial, row_energy, 6, 1
+    sums = tl.zeros([BLOCK, 8], tl.float64)
+    not_finite = tl.zeros([BLOCK, 8], tl.int32)
     if PARTIAL:
         if structures == 1:
-            begin, end, n_local = 0 * begin, 0 * end + _PARTS, 0 * n_local + _PARTS
-            from_virial, from_energy, wide, step = partial, partial + 6, 8, 8
-    column = tl.arange(0, 8)
-    energy = tl.zeros([BLOCK], tl.float64)
-    virial = tl.zeros([BLOCK, 8], tl.float64)
+            begin, end = 0 * begin, 0 * end
+            part = tl.arange(0, _PARTS)[:, None]
+            sums += tl.load(partial + part * 8 + column[None, :])
     for first in range(begin, end, BLOCK):
-        row = first + tl.arange(0, BLOCK)
-        if PARTIAL:
-            energy += tl.load(from_energy + row.to(tl.int64) * step, mask=(row < end) & (row < n_local), other=0.0)
-        else:
-            energy += _atom_energies(counts, flags, order, row_energy, atom_energy, row, row < end, failed)
-        if BACKWARD:
-            at = from_virial + row.to(tl.int64)[:, None] * wide + column[None, :]
-            virial += tl.load(at, mask=(row < end)[:, None] & (column < 6)[None, :], other=0.0)
-    nan = float("nan")
-    tl.store(energies + b, tl.where(failed, nan, tl.sum(energy, 0)))
+        row = first + tl.arange(0, BLOCK)[:, None]
+        values, found = _virials_and_energies(row, end, n_local, order, row_energy, atom_virial, atom_energy, failed, BACKWARD)
+        sums, not_finite = _sums_and_largest(sums, not_finite, values, found)
+    sums, not_finite = tl.reduce((sums, not_finite), 0, _sums_and_largest)
+    sums = tl.where(failed, float("nan"), sums)
+    tl.store(energies + b + 0 * column, sums, mask=column == 6)
     if BACKWARD:
-        tl.store(virials + b.to(tl.int64) * 6 + column, tl.where(failed, nan, tl.sum(virial, 0)), mask=column < 6)
+        tl.store(virials + b.to(tl.int64) * 6 + column, sums, mask=column < 6)
+    if b == 0:
+        if _is_null(caller_energy) == 0:
+            tl.store(caller_energy + 0 * column, sums * unit, mask=column == 6)
+    worst = tl.max(not_finite, 0)
     last = structures == 1
     if structures > 1:  # flag 15 counts the programs that no longer need the flags
-        last = tl.atomic_add(flags + 15, 1) == structures - 1
-    if last:
-        k = tl.arange(0, 16)
+        tl.atomic_max(flags + 7, worst, mask=worst > 0)
         tl.debug_barrier()  # what this program reported is there
-        values = tl.atomic_xchg(flags + k, k * 0)
-        tl.store(status + k, tl.where(k < 15, values, 0))
+        last = tl.atomic_add(flags + 15, 1) == structures - 1
+        if last:
+            seen = tl.atomic_xchg(flags + flag, flag * 0)
+    if last:
+        tl.store(status + flag, tl.where(flag == 7, tl.maximum(seen, worst), tl.where(flag < 15, seen, 0)))
+        tl.store(flags + flag, flag * 0)
         tl.store(rebuild, 0)
-
-
-@triton.jit
-def _is_null(pointer):
-    return pointer.to(tl.int64, bitcast=True) == 0
 
 
 @triton.jit
@@ -181,17 +221,16 @@ def import_atoms(counts, caller_positions, caller_box, caller_atoms, units, posi
     zeros in it is a direction that is not periodic."""
     previous_kernel()
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    atom = tl.load(caller_atoms + row).to(tl.int64)  # of more rows than there are; then no load waits for the counts
+    length, narrow = tl.load(units), tl.load(units + 3) != 0
     valid = row < tl.load(counts + 1)
-    atom = tl.load(caller_atoms + row, mask=valid, other=0).to(tl.int64)
-    length = tl.load(units)
     for k in tl.static_range(3):
-        x = tl.load(caller_positions + atom * 3 + k, mask=valid, other=0.0).to(tl.float64)
-        tl.store(positions + row.to(tl.int64) * 3 + k, x * length, mask=valid)
+        tl.store(positions + row.to(tl.int64) * 3 + k, _load_numbers(caller_positions, atom * 3 + k, narrow, valid) * length, mask=valid)
     if tl.program_id(0) == 0:
         if _is_null(caller_box) == 0:
-            a0, a1, a2 = _load_row(caller_box, 0, length)
-            b0, b1, b2 = _load_row(caller_box, 3, length)
-            c0, c1, c2 = _load_row(caller_box, 6, length)
+            a0, a1, a2 = _load_row(caller_box, 0, narrow, length)
+            b0, b1, b2 = _load_row(caller_box, 3, narrow, length)
+            c0, c1, c2 = _load_row(caller_box, 6, narrow, length)
             u0, u1, u2, v0, v1, v2, w0, w1, w2 = inverse_rows(a0, a1, a2, b0, b1, b2, c0, c1, c2)
             _store_rows(boxes, 0, a0, a1, a2, u0, u1, u2)
             _store_rows(boxes, 3, b0, b1, b2, v0, v1, v2)
@@ -199,9 +238,9 @@ def import_atoms(counts, caller_positions, caller_box, caller_atoms, units, posi
 
 
 @triton.jit
-def _load_row(box, k, length):
-    x, y, z = tl.load(box + k), tl.load(box + k + 1), tl.load(box + k + 2)
-    return x.to(tl.float64) * length, y.to(tl.float64) * length, z.to(tl.float64) * length
+def _load_row(box, k, narrow, length):
+    return (_load_numbers(box, k, narrow, True) * length, _load_numbers(box, k + 1, narrow, True) * length,
+            _load_numbers(box, k + 2, narrow, True) * length)
 
 
 @triton.jit
@@ -216,62 +255,39 @@ def _store_rows(boxes, k, a0, a1, a2, u0, u1, u2):
     tl.store(boxes + k + 11, tl.where(zero, 0.0, u2))
 
 
-@triton.jit
-def export_atoms(counts, energies, forces, caller_atoms, units, caller_energy, caller_forces, BLOCK: tl.constexpr):
-    """Energy of structure 0 and forces in the caller's units and type. Either pointer may be null: then it is not wanted."""
-    previous_kernel()
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    valid = row < tl.load(counts + 1)
-    if _is_null(caller_forces) == 0:
-        atom = tl.load(caller_atoms + row, mask=valid, other=0).to(tl.int64)
-        unit = tl.load(units + 2)
-        for k in tl.static_range(3):
-            f = tl.load(forces + row.to(tl.int64) * 3 + k, mask=valid, other=0.0) * unit
-            tl.store(caller_forces + atom * 3 + k, f.to(caller_forces.dtype.element_ty), mask=valid)
-    if tl.program_id(0) == 0:
-        if _is_null(caller_energy) == 0:
-            tl.store(caller_energy, tl.load(energies) * tl.load(units + 1))
+CAPACITIES = ["edge_capacity", "candidate_capacity"]
 
 
-def force_stages(plan, large: bool = False) -> List[Dict[str, Any]]:
+def forces_stage(plan, large: bool) -> Dict[str, Any]:
+    """Forces from the buffer ``gradient`` f32 [edges, 4], which the plan must have."""
+    warps = 1 if large else 2  # few atoms leave most of a GPU idle
+    name = plan.launch(f"forces.{'large' if large else 'small'}", forces, warps=warps, BLOCK=32 * warps)
+    args = "counts flags order edge_count neighbors reverse slot geometry gradient forces atom_virial caller_forces caller_atoms units"
+    return plan.stage(name, [*args.split(), *CAPACITIES], ["total", 1, 1], "backward")
+
+
+def total_stages(plan, large: bool) -> List[Dict[str, Any]]:
     """The last stages of a schedule. large: with a kernel more, which sums the rows of one structure in parts.
 
-    Reads the buffers ``row_energy`` f64 [local] and ``gradient`` f32 [edges, 4], which the plan must have.
+    Reads the buffer ``row_energy`` f64 [local], which the plan must have.
     """
-    capacities = ["edge_capacity", "candidate_capacity"]
     if not any(b["name"] == "partial" for b in plan.buffers):
         plan.buffer("partial", "one", 8 * PARTS, "f64")
-
-    def stage(name: str, args: str, grid: List[Any], kind: str) -> Dict[str, Any]:
-        return plan.stage(name, [*args.split(), *capacities], grid, kind)
-
-    name = "forces.large" if large else "forces.small"
-    warps = 1 if large else 2  # few atoms leave most of a GPU idle
-    plan.launch(name, forces, warps=warps, BLOCK=32 * warps)
-    args = "counts flags order edge_count neighbors reverse slot geometry gradient forces atom_virial"
-    stages = [stage(name, args, ["total", 1, 1], "backward")]
+    stages = []
     for kind in ("backward", "energy"):
         backward = kind == "backward"
         if large:
             name = plan.launch(f"total_partial.{kind}", total_partial, warps=4, BACKWARD=backward, BLOCK=128)
             args = "counts flags order row_energy atom_virial atom_energy partial"
-            stages.append(stage(name, args, ["one", 1, PARTS], kind))
+            stages.append(plan.stage(name, [*args.split(), *CAPACITIES], ["one", 1, PARTS], kind))
         name = f"total.{kind}.{'large' if large else 'small'}"
         plan.launch(name, total, warps=4, BACKWARD=backward, PARTIAL=large, BLOCK=128)
-        args = "counts starts flags rebuild order row_energy atom_virial partial energies virials atom_energy status"
-        stages.append(stage(name, args, ["structures", 1, 1], kind))
+        args = "counts starts flags rebuild order row_energy atom_virial partial energies virials atom_energy status caller_energy units"
+        stages.append(plan.stage(name, [*args.split(), *CAPACITIES], ["structures", 1, 1], kind))
     return stages
 
 
-def export_import_stages(plan) -> Dict[str, Dict[str, List[Dict[str, Any]]]]:
-    """Stages before and after an evaluation whose caller has its arrays on the device, by the caller's type."""
-    stages: Dict[str, Dict[str, List[Dict[str, Any]]]] = {"import": {}, "export": {}}
-    for function, args in (
-        (import_atoms, "counts caller_positions caller_box caller_atoms units positions boxes"),
-        (export_atoms, "counts energies forces caller_atoms units caller_energy caller_forces"),
-    ):
-        for dtype in ("f32", "f64"):
-            types = {"caller_positions": dtype, "caller_box": dtype, "caller_forces": dtype}
-            name = plan.launch(f"{function.__name__}.{dtype}", function, warps=4, BLOCK=256)
-            stages[function.__name__[:6]][dtype] = [plan.stage(name, args.split(), ["total", 256, 1], dtypes=types)]
-    return stages
+def import_stages(plan) -> List[Dict[str, Any]]:
+    """Stages before an evaluation whose caller has its arrays on the device."""
+    name = plan.launch("import_atoms", import_atoms, warps=4, BLOCK=128)
+    return [plan.stage(name, "counts caller_positions caller_box caller_atoms units positions boxes".split(), ["total", 128, 1])]

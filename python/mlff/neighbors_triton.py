@@ -96,11 +96,27 @@ def _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, caller_i
 
 
 @triton.jit
-def search_row(row, n_local, b, element, x, y, z, limit_d, seen0, seen1, positions, elements, starts, boxes, images, flags, order, species,
+def _bounds(b, starts, images):
+    p = images + b * 3
+    return tl.load(starts + b), tl.load(starts + b + 1), tl.load(p), tl.load(p + 1), tl.load(p + 2)
+
+
+@triton.jit
+def bounds(b, starts, images):
+    """First row of structure b, the row after its last one, and the images to look at in each direction: of the first structure they
+    are loaded before it is known which one is wanted, for a small molecule is a chain of latencies."""
+    start, end, n0, n1, n2 = _bounds(0, starts, images)
+    if b > 0:
+        start, end, n0, n1, n2 = _bounds(b, starts, images)
+    return start, end, n0, n1, n2
+
+
+@triton.jit
+def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes, flags, order, species,
                edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
-    """Edges of one row among all pairs of its structure b; how many there are. x, y, z: of the row; seen: the flags so far."""
-    start, end = tl.load(starts + b), tl.load(starts + b + 1)
-    n0, n1, n2 = tl.load(images + b * 3), tl.load(images + b * 3 + 1), tl.load(images + b * 3 + 2)
+    """Edges of one row among all pairs of its structure b, of which bounds tells; how many there are. seen: the flags so far."""
+    own = positions + row.to(tl.int64) * 3
+    x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
     a0, a1, a2 = _row(boxes, b, 0)
     b0, b1, b2 = _row(boxes, b, 3)
     c0, c1, c2 = _row(boxes, b, 6)

@@ -90,6 +90,7 @@ CUDA_INPUTS = {
     "counts": "i32", "positions": "f64", "elements": "i32", "structure": "i32", "starts": "i32", "boxes": "f64", "images": "i32",
     "rebuild": "i32", "flags": "i32", "energies": "f64", "virials": "f64", "atom_energy": "f64", "forces": "f64", "atom_virial": "f64", "grade": "f64",
     "status": "i32", "units": "f64", "caller_atoms": "i32", "caller_energy": "f64",
+    "caller_positions": "f64", "caller_box": "f64", "caller_forces": "f64",
 }
 CUDA_SCALARS = ("edge_capacity", "candidate_capacity")
 
@@ -122,7 +123,7 @@ class CudaPlan:
         self.launches: Dict[str, Launch] = {}
         self.search: Dict[str, List[Dict[str, Any]]] = {}
         self.schedules: List[Dict[str, Any]] = []
-        self.arrays: Dict[str, Any] = {}  # import and export of arrays that are on the device
+        self.imports: List[Dict[str, Any]] = []  # of arrays that are on the device
         self.grade: List[Dict[str, Any]] = []  # of extrapolation grades, run when they are wanted
 
     def buffer(self, name: str, rows: str, width: int, dtype: str = "f32") -> str:
@@ -135,9 +136,9 @@ class CudaPlan:
         self.launches[name] = Launch(function, constants, warps, stages)
         return name
 
-    def stage(self, launch: str, args: List[str], grid: List[Any], kind: str = "forward", dtypes: Optional[Dict[str, str]] = None):
-        """One stage: grid is [rows, rows per block, programs per block]; kind is the pass. dtypes: of args without one of their own."""
-        types = ["i32" if a in CUDA_SCALARS else {**self._dtypes, **(dtypes or {})}[a] + "*" for a in args]
+    def stage(self, launch: str, args: List[str], grid: List[Any], kind: str = "forward") -> Dict[str, Any]:
+        """One stage: grid is [rows, rows per block, programs per block]; kind is the pass."""
+        types = ["i32" if a in CUDA_SCALARS else self._dtypes[a] + "*" for a in args]
         known = self.launches[launch].types
         if not known:
             known.extend(types)
@@ -148,7 +149,8 @@ class CudaPlan:
     def to_dict(self) -> Dict[str, Any]:
         """The plan of docs/cuda.md, but for its kernels, which mlff.compile makes."""
         grade = {"grade": self.grade} if self.grade else {}
-        return {"buffers": self.buffers, "search": self.search, "schedules": self.schedules, **self.arrays, **grade}
+        imports = {"import": self.imports} if self.imports else {}
+        return {"buffers": self.buffers, "search": self.search, "schedules": self.schedules, **imports, **grade}
 
 
 def power_of_two(n: int, least: int = 1) -> int:
@@ -267,11 +269,10 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
             for name, width in (("x_vv", f), ("source_slope", f), ("v", 3 * f)):
                 plan.buffer(f"{name}{layer}", "local", width)
     plan.search = _search_stages(plan, config, sizes)
-    plan.schedules = [
-        {"max_rows": SMALL_ROWS, "stages": _cuda_stages(plan, config, sizes, SMALL) + forces_triton.force_stages(plan)},
-        {"max_rows": None, "stages": _cuda_stages(plan, config, sizes, LARGE) + forces_triton.force_stages(plan, large=True)},
-    ]
-    plan.arrays = forces_triton.export_import_stages(plan)
+    for schedule, rows, large in ((SMALL, SMALL_ROWS, False), (LARGE, None, True)):
+        last = [forces_triton.forces_stage(plan, large), *forces_triton.total_stages(plan, large)]
+        plan.schedules.append({"max_rows": rows, "stages": [*_cuda_stages(plan, config, sizes, schedule), *last]})
+    plan.imports = forces_triton.import_stages(plan)
     if grade:
         k, d = map(power_of_two, grade)
         plan.launch("extrapolation", extrapolation_triton.extrapolation, warps=2, F=f, D=d, K=k, BF=min(f, 64), BK=min(k, 64))

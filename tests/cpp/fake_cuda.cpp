@@ -155,7 +155,8 @@ void pairs(Args a, bool backward) {
 void energy(Args a) { pairs(a, false); }
 void gradient(Args a) { pairs(a, true); }
 
-// counts starts atom_energy forces atom_virial flags energies virials status rebuild, edge_capacity candidate_capacity
+// counts starts atom_energy forces atom_virial flags energies virials status rebuild, edge_capacity candidate_capacity,
+// caller_atoms units caller_energy caller_forces
 void total(Args a) {
   const auto *counts = at<int32_t>(a, 0), *starts = at<int32_t>(a, 1);
   auto *atom_energy = at<double>(a, 2), *forces = at<double>(a, 3), *atom_virial = at<double>(a, 4);
@@ -176,11 +177,21 @@ void total(Args a) {
   std::copy_n(flags, 16, status);
   std::fill_n(flags, 16, 0);
   *at<int32_t>(a, 9) = 0;
+  const auto *atoms = at<int32_t>(a, 12);
+  const auto *units = at<double>(a, 13);
+  if (at<double>(a, 14)) *at<double>(a, 14) = units[1] * *energies;
+  for (int i = 0; at<double>(a, 15) && i < 3 * counts[0]; i++) {
+    const int k = 3 * atoms[i / 3] + i % 3;
+    if (units[3] != 0)
+      at<float>(a, 15)[k] = float(units[2] * forces[i]);
+    else
+      at<double>(a, 15)[k] = units[2] * forces[i];
+  }
 }
 
 // counts caller_positions caller_box caller_atoms units positions boxes; without a box boxes stay as they are
 template <class T>
-void load(Args a) {
+void load_as(Args a) {
   const auto *counts = at<int32_t>(a, 0), *atoms = at<int32_t>(a, 3);
   const T *x = at<T>(a, 1), *box = at<T>(a, 2);
   const double unit = *at<double>(a, 4);
@@ -190,15 +201,7 @@ void load(Args a) {
   for (int k = 0; box && k < 3; k++)  // orthogonal boxes are enough here
     if (box[4 * k] != 0) boxes[4 * k] = unit * box[4 * k], boxes[9 + 4 * k] = 1 / boxes[4 * k];
 }
-
-// counts caller_atoms units energies forces caller_energy caller_forces
-template <class T>
-void store(Args a) {
-  const auto *counts = at<int32_t>(a, 0), *atoms = at<int32_t>(a, 1);
-  const auto *units = at<double>(a, 2), *energies = at<double>(a, 3), *forces = at<double>(a, 4);
-  if (at<double>(a, 5)) *at<double>(a, 5) = units[1] * *energies;
-  for (int i = 0; at<T>(a, 6) && i < 3 * counts[0]; i++) at<T>(a, 6)[3 * atoms[i / 3] + i % 3] = T(units[2] * forces[i]);
-}
+void load(Args a) { at<double>(a, 4)[3] != 0 ? load_as<float>(a) : load_as<double>(a); }
 
 }  // namespace
 
@@ -212,9 +215,8 @@ struct FunctionObject {
 namespace {
 
 FunctionObject functions[] = {{"extrapolation", extrapolation, 4}, {"dense", dense, 17},         {"list", list, 17},          {"features", features, 4},
-                              {"energy", energy, 12},       {"gradient", gradient, 12},  {"total", total, 12},
-                              {"load32", load<float>, 7},   {"load64", load<double>, 7}, {"store32", store<float>, 7},
-                              {"store64", store<double>, 7}};
+                              {"energy", energy, 12},       {"gradient", gradient, 12},  {"total", total, 16},
+                              {"load", load, 7}};
 
 struct Launch {
   FunctionObject *function;

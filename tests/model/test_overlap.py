@@ -13,10 +13,11 @@ from mlff.painn import PaiNNConfig  # noqa: E402
 from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
 LOADS = {"load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "_row", "_failed", "mix_gradient", "moment_weights",
-         "from_moments", "row_edges", "message_sums", "slope_edges"}  # fmt: skip
-POINTERS = {"store_hidden": 2, "mix_gradient": 4, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None,
+         "from_moments", "row_edges", "message_sums", "slope_edges", "_load_numbers", "_load_row",
+         "bounds"}  # fmt: skip
+POINTERS = {"store_hidden": 2, "_store_sums": None, "bounds": None, "mix_gradient": 4, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None,
             "message_sums": None, "slope_edges": None}  # first of the arguments, None: all; else one
-STORES = {"store", "store_hidden", "store_halves", "search_row", "radial_row", "message_gradients", "atomic_add", "atomic_max",
+STORES = {"store", "store_hidden", "store_halves", "search_row", "radial_row", "message_gradients", "_store_sums", "_store_rows", "atomic_add", "atomic_max",
           "atomic_xchg"}  # fmt: skip
 
 
@@ -93,16 +94,15 @@ def sequences():
             for schedule in d["schedules"]:
                 for kind in ("backward", "energy"):
                     stages = [s for s in search + schedule["stages"] if s["pass"] in ("forward", kind) and s["kernel"] != "exchange"]
-                    for ends in ("f32", "f64"):
-                        run = []
-                        for s in d["import"][ends] + stages + d["export"][ends]:
-                            launch = plan.launches[s["kernel"]]
-                            key = (launch.function, tuple(launch.constants.items()))
-                            if key not in known:
-                                known[key] = Accesses(launch.function, launch.constants)
-                            accesses = known[key]
-                            run.append((s["kernel"], dict(zip(accesses.from_parameters, s["args"])), accesses))
-                        yield run
+                    run = []
+                    for s in d["import"] + stages:
+                        launch = plan.launches[s["kernel"]]
+                        key = (launch.function, tuple(launch.constants.items()))
+                        if key not in known:
+                            known[key] = Accesses(launch.function, launch.constants)
+                        accesses = known[key]
+                        run.append((s["kernel"], dict(zip(accesses.from_parameters, s["args"])), accesses))
+                    yield run
 
 
 def test_kernels_read_early_only_what_is_there():

@@ -29,8 +29,8 @@ class Forces(PlanRunner):
         plan.buffer("gradient", "edges", 4)
         plan.search = searches(plan)
         plan.schedules = [{"max_rows": None, "stages": []}]
-        self.last = forces_triton.force_stages(plan, large)
-        self.arrays_stages = forces_triton.export_import_stages(plan)
+        self.last = [forces_triton.forces_stage(plan, large), *forces_triton.total_stages(plan, large)]
+        self.imports = forces_triton.import_stages(plan)
         super().__init__(plan, {"cutoff": np.array([CUTOFF])}, CUTOFF, DEVICE, search)
 
     def prepare(self, atoms, **options):
@@ -174,38 +174,48 @@ def test_an_energy_that_is_not_finite(large, value):
     assert runner.results()["status"][[3, 7]].tolist() == [1, 0]  # another flag explains it
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-def test_import_and_export(dtype):
-    runner = Forces("dense", False)
+@pytest.mark.parametrize("large, kind", [(False, torch.float32), (True, torch.float64)], ids=["small-f32", "large-f64"])
+def test_arrays_of_the_caller(large, kind):
+    runner = Forces("list", large)
     atoms = structures.slab()
     runner.prepare(atoms)
-    n, kind = runner.n_total, torch.float32 if dtype == "f32" else torch.float64
-    units = torch.tensor([10.0, 96.485, 964.85], dtype=torch.float64)
+    n = runner.n_total
     rows = torch.from_numpy(np.random.default_rng(0).permutation(n + 3)[: n].astype(np.int32))  # the caller has three atoms more
+    a = runner.arrays
+    a["caller_atoms"][:n] = rows.to(DEVICE)
+    a["units"].copy_(torch.tensor([10.0, 96.485, 964.85, float(kind == torch.float32)], dtype=torch.float64))
+
+    def given(values):
+        """The caller's memory, and what kernels get: a pointer to float64, whatever is there."""
+        memory = torch.full((values.numel() + 8,), 7.0, dtype=kind, device=DEVICE)[: -(-values.numel() // 2) * 2]
+        memory[: values.numel()] = values.flatten()
+        return memory, memory.view(torch.float64)
+
     caller = torch.full((n + 3, 3), 7.0, dtype=kind)
     caller[rows.long()] = torch.from_numpy(atoms.positions / 10).to(kind)
+    a["caller_positions"] = given(caller)[1]
+    before = a["boxes"].clone()
+    runner.run(runner.imports)
+    assert torch.equal(a["boxes"], before)  # the box is a null pointer
+    np.testing.assert_array_equal(a["positions"].cpu()[:n], caller[rows.long()].double() * 10)
     cell = np.array([[3.1, 0.2, 0.0], [0.7, 3.0, 0.4], [-0.6, 0.5, 3.3]])
-    tensors = {"caller_positions": caller, "caller_atoms": rows, "units": units,
-               "caller_energy": torch.zeros(1, dtype=torch.float64), "caller_box": torch.zeros(0, dtype=kind),
-               "caller_forces": torch.full((n + 3, 3), 7.0, dtype=kind)}
-    runner.arrays.update({k: v.to(DEVICE) for k, v in tensors.items()})
-    before = runner.arrays["boxes"].clone()
-    runner.run(runner.arrays_stages["import"][dtype])
-    assert torch.equal(runner.arrays["boxes"], before)  # the box is a null pointer
-    np.testing.assert_array_equal(runner.arrays["positions"].cpu()[:n], caller[rows.long()].double() * 10)
     for pbc in ([True] * 3, [True, False, True], [False, True, False]):
         box = torch.from_numpy(np.where(np.array(pbc)[:, None], cell, 0)).to(kind)
-        runner.arrays["caller_box"] = box.to(DEVICE)
-        runner.run(runner.arrays_stages["import"][dtype])
-        wanted = inverse_box(box.double().numpy() * 10, pbc)
-        np.testing.assert_allclose(runner.arrays["boxes"][0].cpu(), wanted, atol=1e-14, rtol=1e-14)
+        a["caller_box"] = given(box)[1]
+        runner.run(runner.imports)
+        np.testing.assert_allclose(a["boxes"][0].cpu(), inverse_box(box.double().numpy() * 10, pbc), atol=1e-14, rtol=1e-14)
 
-    runner.results()
-    runner.run(runner.arrays_stages["export"][dtype])
-    assert float(runner.arrays["caller_energy"]) == float(runner.arrays["energies"][0] * 96.485)
+    memory, a["caller_forces"] = given(torch.full((n + 3, 3), 7.0))
+    a["caller_energy"] = torch.zeros(1, dtype=torch.float64, device=DEVICE)
+    got = runner.results()
+    assert float(a["caller_energy"]) == got["energies"][0] * 96.485
     wanted = torch.full((n + 3, 3), 7.0, dtype=kind)
-    wanted[rows.long()] = (runner.arrays["forces"][:n].cpu() * 964.85).to(kind)
-    np.testing.assert_array_equal(runner.arrays["caller_forces"].cpu(), wanted)
-    for name in ("caller_energy", "caller_forces"):
-        runner.arrays[name] = runner.arrays[name][:0].clone()
-    runner.run(runner.arrays_stages["export"][dtype])  # both are null pointers
+    wanted[rows.long()] = (torch.from_numpy(got["forces"]) * 964.85).to(kind)
+    np.testing.assert_array_equal(memory.cpu()[: wanted.numel()], wanted.flatten())
+    a["flags"][3] = 1
+    runner.results()
+    assert np.isnan(float(a["caller_energy"])) and bool(torch.isnan(memory[: wanted.numel()].view(-1, 3)[rows.long().to(DEVICE)]).all())
+    a["caller_energy"].fill_(5.0)
+    a["caller_forces"] = a["caller_forces"][:0].clone()
+    runner.results(backward=False)
+    assert float(a["caller_energy"]) == float(a["energies"][0] * 96.485) and float(a["caller_energy"]) != 5.0
