@@ -12,13 +12,18 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from mlff.painn import PaiNNConfig  # noqa: E402
 from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
-LOADS = {"load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "_row", "_failed", "mix_gradient", "moment_weights",
-         "from_moments", "row_edges", "message_sums", "slope_edges", "_load_numbers", "_load_row",
-         "bounds"}  # fmt: skip
-POINTERS = {"store_hidden": 2, "_store_sums": None, "bounds": None, "mix_gradient": 4, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None,
-            "message_sums": None, "slope_edges": None}  # first of the arguments, None: all; else one
-STORES = {"store", "store_hidden", "store_halves", "search_row", "radial_row", "message_gradients", "_store_sums", "_store_rows", "atomic_add", "atomic_max",
-          "atomic_xchg"}  # fmt: skip
+LOADS = {
+    "load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "_row", "_failed", "mix_gradient", "moment_weights",
+    "from_moments", "row_edges", "message_sums", "slope_edges", "_load_numbers", "_load_row", "bounds",
+}  # fmt: skip
+POINTERS = {  # first of the arguments, None: all; else one
+    "store_hidden": 2, "mix_gradient": 4, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None, "message_sums": None,
+    "slope_edges": None, "_store_sums": None, "bounds": None,
+}  # fmt: skip
+STORES = {
+    "store", "store_hidden", "store_halves", "search_row", "radial_row", "message_gradients", "_store_sums", "_store_rows", "atomic_add",
+    "atomic_max", "atomic_xchg",
+}  # fmt: skip
 
 
 def callee(node):
