@@ -1,6 +1,9 @@
 """Fixtures for all tests. Structures come from structures.py, models and their float64 results from reference.py."""
 
+import ctypes
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Callable
 
@@ -10,8 +13,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: without a GPU Triton's kernels are interpreted
 
+from fake_plan import model_parts
 from reference import random_model
 
+from mlff import core
 from mlff.painn import PaiNN
 
 torch.set_num_threads(1)
@@ -71,3 +76,40 @@ def labelled(tmp_path_factory) -> Path:
     record = label_file(folder / "sampled.extxyz", folder / "labelled.extxyz", lennard_jones(), max_force=1e9)
     assert record["labelled"] == 25 and record["left_out"] == 0
     return folder / "labelled.extxyz"
+
+
+@pytest.fixture(scope="session")
+def parts():
+    """Of a model for the stand-in for a GPU, for fake_plan.packed."""
+    return model_parts()
+
+
+@pytest.fixture(scope="session")
+def fake_library(tmp_path_factory) -> Path:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if not compiler:
+        pytest.skip("no C++ compiler")
+    path = tmp_path_factory.mktemp("fake") / "fake_cuda.so"
+    source = Path(__file__).parent / "cpp" / "fake_cuda.cpp"
+    subprocess.run([compiler, "-std=c++20", "-O1", "-shared", "-fPIC", source, "-o", path], check=True)
+    return path
+
+
+@pytest.fixture
+def fresh_core(tmp_path, monkeypatch):
+    """A copy of the core that has not opened a driver yet, and that finds none."""
+    shutil.copy(core.library_path("libmlff.so"), tmp_path)
+    monkeypatch.setenv("MLFF_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.setenv("MLFF_CUDA_DRIVER", str(tmp_path / "none.so"))
+
+
+@pytest.fixture
+def fake(fresh_core, fake_library, monkeypatch, tmp_path):
+    """The stand-in, and a function that reads its counters. A copy for each test, so that they begin at zero."""
+    path = tmp_path / "fake_cuda.so"
+    shutil.copy(fake_library, path)
+    monkeypatch.setenv("MLFF_CUDA_DRIVER", str(path))
+    library = ctypes.CDLL(str(path))
+    library.fake_counter.restype = ctypes.c_long
+    yield lambda name: library.fake_counter(name.encode())
+    assert library.fake_counter(b"contexts") == 0, "a context was left current"

@@ -15,11 +15,11 @@ from ase.filters import FrechetCellFilter
 from ase.io import Trajectory, read, write
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
+from fake_gpu import assert_close, atoms_of, expected
 from fake_plan import packed
 from machine_code import architectures
 from reference import random_model, reference
 from structures import structure
-from test_core_cuda import assert_close, atoms_of, expected, fake, fake_library, fresh_core, parts  # noqa: F401
 
 from mlff import ase as module
 from mlff.ase import MLFFCalculator
@@ -438,7 +438,7 @@ def test_device_without_code_for_it(path):
 
 
 def test_batches_on_a_stand_in_for_a_gpu(fake, parts, tmp_path, monkeypatch):  # noqa: F811
-    """The way through the GPU without one (test_core_cuda.py): small structures at once, a large one alone; errors."""
+    """The way through the GPU without one (fake_gpu.py): small structures at once, a large one alone; errors."""
     path = tmp_path / "model.pt"
     path.write_bytes(packed(parts))
     calculator, structures = MLFFCalculator(path, device="cuda"), []

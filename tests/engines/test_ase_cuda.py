@@ -1,15 +1,15 @@
-"""The calculator on a GPU: on a stand-in for one (test_core_cuda.py), and dynamics on a real one. More is in test_ase.py."""
+"""The calculator on a GPU: on a stand-in for one (fake_gpu.py), and dynamics on a real one. More is in test_ase.py."""
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
+from fake_gpu import atoms_of, expected
 from fake_plan import packed
 from machine_code import architectures
 from reference import random_model
 from structures import structure, water_box
-from test_core_cuda import atoms_of, expected, fake, fake_library, fresh_core, parts  # noqa: F401
 
 from mlff.ase import MLFFCalculator
 from mlff.core import MLFFResourceError

@@ -1,6 +1,6 @@
 """The pair style on a GPU: what it hands over, on one rank and on two, which device it takes, and what it refuses.
 
-Without a GPU: the driver is the stand-in of test_core_cuda.py, whose model of pairs is the plan for GPUs in these files; their plan
+Without a GPU: the driver is the stand-in of fake_gpu.py, whose model of pairs is the plan for GPUs in these files; their plan
 for the CPU is a PaiNN, so that results tell which of them was used. Tests with a real GPU are in test_lammps.py and test_parity.py.
 """
 
@@ -8,10 +8,10 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from fake_gpu import atoms_of, expected
 from fake_plan import model_parts, packed
 from lammps_run import OUTPUT, read_results, require_lammps, run, write_data
 from reference import random_model, reference
-from test_core_cuda import atoms_of, expected, fake_library  # noqa: F401
 
 TYPES = ["H", "O"]
 GEOMETRY = """
