@@ -5,8 +5,8 @@ from typing import Any, Dict, List
 import triton
 import triton.language as tl
 
+from .box_triton import inverse_rows
 from .launch_triton import previous_kernel
-from .neighbors_triton import inverse_rows
 
 PARTS = 128  # programs that sum the rows of one large structure
 _PARTS = tl.constexpr(PARTS)

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Sequence
 import triton
 import triton.language as tl
 
+from .box_triton import box_row, inverse_rows
 from .launch_triton import previous_kernel
 
 SKIN = 1.0
@@ -29,49 +30,6 @@ _FAR = tl.constexpr(1.0e9)  # cells (or bins) from the origin beyond which float
 def _round(x):
     """The nearest whole number, halves to even: the same for both signs, which floor(x + 1/2) is not. |x| < 2^51."""
     return (x + 6755399441055744.0) - 6755399441055744.0
-
-
-@triton.jit
-def _row(array, b, k):
-    """Three numbers from k on of the 18 of box b."""
-    p = array + b.to(tl.int64) * 18 + k
-    return tl.load(p), tl.load(p + 1), tl.load(p + 2)
-
-
-@triton.jit
-def _cross(a0, a1, a2, b0, b1, b2):
-    return a1 * b2 - a2 * b1, a2 * b0 - a0 * b2, a0 * b1 - a1 * b0
-
-
-@triton.jit
-def _filled(a0, a1, a2, b0, b1, b2, c0, c1, c2):
-    """a, or if it is zero a unit vector orthogonal to b and c, any of which may be zero too."""
-    t0, t1, t2 = _cross(b0, b1, b2, c0, c1, c2)
-    s0, s1, s2 = b0 + c0, b1 + c1, b2 + c2
-    none = t0 * t0 + t1 * t1 + t2 * t2 == 0  # b or c is zero: the other one times the axis furthest from it
-    x = (tl.abs(s0) <= tl.abs(s1)) & (tl.abs(s0) <= tl.abs(s2))
-    y = tl.abs(s1) <= tl.abs(s2)
-    t0 = tl.where(none, tl.where(x, 0.0 * s0, tl.where(y, -s2, s1)), t0)
-    t1 = tl.where(none, tl.where(x, s2, tl.where(y, 0.0 * s0, -s0)), t1)
-    t2 = tl.where(none, tl.where(x, -s1, tl.where(y, s0, 0.0 * s0)), t2)
-    square = t0 * t0 + t1 * t1 + t2 * t2
-    t0 = tl.where(square == 0, 1.0, t0)
-    scale = 1.0 / tl.sqrt(tl.where(square == 0, 1.0, square))
-    zero = (a0 == 0) & (a1 == 0) & (a2 == 0)
-    return tl.where(zero, t0 * scale, a0), tl.where(zero, t1 * scale, a1), tl.where(zero, t2 * scale, a2)
-
-
-@triton.jit
-def inverse_rows(a0, a1, a2, b0, b1, b2, c0, c1, c2):
-    """Rows of the inverse of a cell whose vectors a, b, c may be zero: those stand for orthogonal unit vectors."""
-    a0, a1, a2 = _filled(a0, a1, a2, b0, b1, b2, c0, c1, c2)
-    b0, b1, b2 = _filled(b0, b1, b2, c0, c1, c2, a0, a1, a2)
-    c0, c1, c2 = _filled(c0, c1, c2, a0, a1, a2, b0, b1, b2)
-    u0, u1, u2 = _cross(b0, b1, b2, c0, c1, c2)
-    v0, v1, v2 = _cross(c0, c1, c2, a0, a1, a2)
-    w0, w1, w2 = _cross(a0, a1, a2, b0, b1, b2)
-    s = 1.0 / (a0 * u0 + a1 * u1 + a2 * u2)
-    return u0 * s, u1 * s, u2 * s, v0 * s, v1 * s, v2 * s, w0 * s, w1 * s, w2 * s
 
 
 @triton.jit
@@ -117,12 +75,12 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
     """Edges of one row among all pairs of its structure b, of which bounds tells; how many there are. seen: the flags so far."""
     own = positions + row.to(tl.int64) * 3
     x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
-    a0, a1, a2 = _row(boxes, b, 0)
-    b0, b1, b2 = _row(boxes, b, 3)
-    c0, c1, c2 = _row(boxes, b, 6)
-    u0, u1, u2 = _row(boxes, b, 9)
-    v0, v1, v2 = _row(boxes, b, 12)
-    w0, w1, w2 = _row(boxes, b, 15)
+    a0, a1, a2 = box_row(boxes, b, 0)
+    b0, b1, b2 = box_row(boxes, b, 3)
+    c0, c1, c2 = box_row(boxes, b, 6)
+    u0, u1, u2 = box_row(boxes, b, 9)
+    v0, v1, v2 = box_row(boxes, b, 12)
+    w0, w1, w2 = box_row(boxes, b, 15)
     uu, vv, ww = u0 * u0 + u1 * u1 + u2 * u2, v0 * v0 + v1 * v1 + v2 * v2, w0 * w0 + w1 * w1 + w2 * w2
     square_limit = limit_d * limit_d
     width1, width2 = 2 * n1 + 1, 2 * n2 + 1
@@ -228,9 +186,9 @@ def grid(counts, positions, starts, boxes, cutoff, rebuild, reference_box, grid_
     if b == 0:
         tl.store(flags + 8, 1)
     start, end = tl.load(starts + b), tl.load(starts + b + 1)
-    a0, a1, a2 = _row(boxes, b, 0)
-    b0, b1, b2 = _row(boxes, b, 3)
-    c0, c1, c2 = _row(boxes, b, 6)
+    a0, a1, a2 = box_row(boxes, b, 0)
+    b0, b1, b2 = box_row(boxes, b, 3)
+    c0, c1, c2 = box_row(boxes, b, 6)
     u0, u1, u2, v0, v1, v2, w0, w1, w2 = inverse_rows(a0, a1, a2, b0, b1, b2, c0, c1, c2)
     open0, open1, open2 = (a0 == 0) & (a1 == 0) & (a2 == 0), (b0 == 0) & (b1 == 0) & (b2 == 0), (c0 == 0) & (c1 == 0) & (c2 == 0)
     none = tl.full([BLOCK], 1e300, tl.float64)
@@ -430,9 +388,9 @@ def list_build(counts, structure, starts, boxes, cutoff, grid_bins, rebuild, ord
         at = wrapped + tl.cast(row, tl.int64) * 3
         own = entries + tl.cast(row, tl.int64) * candidate_capacity
         x, y, z = tl.load(at), tl.load(at + 1), tl.load(at + 2)
-        a0, a1, a2 = _row(boxes, b, 0)
-        b0, b1, b2 = _row(boxes, b, 3)
-        c0, c1, c2 = _row(boxes, b, 6)
+        a0, a1, a2 = box_row(boxes, b, 0)
+        b0, b1, b2 = box_row(boxes, b, 3)
+        c0, c1, c2 = box_row(boxes, b, 6)
         bins = grid_bins + b * 8
         n0, n1, n2, periodic = tl.load(bins), tl.load(bins + 1), tl.load(bins + 2), tl.load(bins + 6)
         bin = tl.load(bin_of + tl.load(order + row)) - start
@@ -514,9 +472,9 @@ def pairs_list(counts, structure, boxes, cutoff, flags, order, wrapped, list_cou
     seen0, seen1 = tl.load(flags), tl.load(flags + 1)
     if row >= n_total:
         return
-    a0, a1, a2 = _row(boxes, b, 0)
-    b0, b1, b2 = _row(boxes, b, 3)
-    c0, c1, c2 = _row(boxes, b, 6)
+    a0, a1, a2 = box_row(boxes, b, 0)
+    b0, b1, b2 = box_row(boxes, b, 3)
+    c0, c1, c2 = box_row(boxes, b, 6)
     limit = tl.minimum(candidates, candidate_capacity)
     own = row.to(tl.int64) * candidate_capacity
     count = 0
