@@ -15,81 +15,125 @@ import triton.language as tl
 from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, silu, silu_slope, store_hidden, weights
 from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
 from .launch_triton import finished, previous_kernel, together
-from .update_triton import load_sum, load_vector, mix_gradient
+from .update_triton import load_sum, load_vector, mix_gradient, rows_of, store_norms
 
 
 @triton.jit
-def moment_weights(w, WIDTH: tl.constexpr, SKP: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr):
-    """Blocks of weights [SKP, BN], each [BK, BN], for few atoms (not EXIT), which have all of them before they wait: hi parts, lo parts."""
+def from_moments(m, w, species, embedding, WIDTH: tl.constexpr, SKP: tl.constexpr, BK: tl.constexpr):
+    """Moments m [BM, SKP] times weights w [SKP, BN]; plus the embedding [S, BN] of the elements, if it is not None: zero for atoms that
+    the model ignores."""
+    value = of_element(species, embedding, WIDTH, m.shape[0], w.shape[1])
+    for k0 in tl.static_range(0, SKP, BK):
+        w_hi, w_lo = weights(w + k0 * WIDTH, WIDTH * SKP)
+        value += product(tl.load(m + k0), w_hi, w_lo)
+    return value
+
+
+@triton.jit
+def of_element(species, embedding, WIDTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    value = tl.zeros([BM, BN], tl.float32)
+    if embedding is not None:
+        element = tl.load(species)
+        value += tl.where(element >= 0, tl.load(embedding + tl.maximum(element, 0) * WIDTH), 0.0)
+    return value
+
+
+@triton.jit
+def message_first(
+    counts, moments, species, embedding, q_s, q_vpq, s, v, pq, F: tl.constexpr, SKP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, EXIT: tl.constexpr,
+):
+    """First message layer from its moments, and with it the mixing p = v V, q = v U of the update that follows.
+
+    q_vpq [SKP, 3F] is q_v beside q_v @ vu, so that p and q come from the moments too: one kernel less. A program has columns of
+    the scalars, or of v, p or q of one component.
+    """
+    ACROSS: tl.constexpr = 10 * F // BN
+    row, c = place(ACROSS, BM, BN)
+    axis = (tl.program_id(0) % ACROSS + 2 * F // BN) // (3 * F // BN) - 1  # -1: scalars
+    n = tl.load(counts)
+    k = tl.arange(0, BK)
+    m = moments + row * (4 * SKP) + k[None, :]
+    previous_kernel()
+    if EXIT:
+        if tl.program_id(0) // ACROSS * BM >= n:
+            return
+    if axis < 0:
+        value = from_moments(m, q_s + k[:, None] * F + c, species + row, embedding + c, F, SKP, BK)
+        tl.store(s + row * F + c, value)
+    else:
+        is_v = (tl.program_id(0) % ACROSS + 2 * F // BN) % (3 * F // BN) < F // BN
+        c -= F + axis * (3 * F)  # of v, p and q
+        value = from_moments(m + (1 + axis) * SKP, q_vpq + k[:, None] * (3 * F) + c, None, None, 3 * F, SKP, BK)
+        tl.store(tl.where(is_v, v + row * (3 * F) + axis * F, pq + row * (6 * F) + axis * (2 * F) - F) + c, value)
+
+
+@triton.jit
+def moment_weights(w, WIDTH: tl.constexpr, SKP: tl.constexpr, BK: tl.constexpr):
+    """Blocks of weights [SKP, BN], each [BK, BN], all of which are there before a kernel waits: hi parts, lo parts."""
     hi, lo = (), ()
-    for k0 in tl.static_range(0, 0 if EXIT else SKP, BK):
+    for k0 in tl.static_range(0, SKP, BK):
         w_hi, w_lo = together(*weights(w + k0 * WIDTH, WIDTH * SKP))
         hi, lo = hi + (w_hi,), lo + (w_lo,)
     return hi, lo
 
 
 @triton.jit
-def from_moments(m, w, hi, lo, species, embedding, WIDTH: tl.constexpr, SKP: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr):
-    """Moments m [BM, SKP] times weights w [SKP, BN], of which hi and lo are what :func:`moment_weights` gives; plus the embedding [S, BN] of
-    the elements, if it is not None: zero for atoms that the model ignores."""
+def moment_rows(m, SKP: tl.constexpr, BK: tl.constexpr):
+    """Blocks of moments [BM, SKP], each [BM, BK]."""
     rows = ()
-    for k0 in tl.static_range(0, 0 if EXIT else SKP, BK):  # all loads before the first product
-        rows = rows + (tl.load(m + k0),)
-    value = tl.zeros([m.shape[0], w.shape[1]], tl.float32)
-    if embedding is not None:
-        element = tl.load(species)
-        value += tl.where(element >= 0, tl.load(embedding + tl.maximum(element, 0) * WIDTH), 0.0)
     for k0 in tl.static_range(0, SKP, BK):
-        if EXIT:
-            w_hi, w_lo = weights(w + k0 * WIDTH, WIDTH * SKP)
-            value += product(tl.load(m + k0), w_hi, w_lo)
-        else:
-            value += product(rows[k0 // BK], hi[k0 // BK], lo[k0 // BK])
+        rows = rows + (tl.load(m + k0),)
+    return rows
+
+
+@triton.jit
+def moment_product(value, rows, hi, lo):
+    """Blocks of moments times blocks of weights, added to a value."""
+    for k in tl.static_range(len(rows)):
+        value += product(rows[k], hi[k], lo[k])
     return value
 
 
 @triton.jit
-def message_first(
-    counts, moments, species, embedding, q_s, q_vpq, s, v, pq, embedding_hidden, q_hidden, hidden, F: tl.constexpr, SKP: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EXIT: tl.constexpr,
+def message_first_merged(
+    counts, moments, species, embedding, q_s, q_vpq, s, v, pq, embedding_hidden, q_hidden, w1, terms, F: tl.constexpr, SKP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EPSILON: tl.constexpr,
 ):
-    """First message layer from its moments, and with it the mixing p = v V, q = v U of the update that follows.
+    """message_first, and the terms of the hidden layer of the update that update_mix_merged makes for other layers. That of the scalars is made
+    of embedding_hidden [S, F] and q_hidden [SKP, F], the embedding and q_s times the weight.
 
-    q_vpq [SKP, 3F] is q_v beside q_v @ vu, so that p and q come from the moments too: one kernel less. A program has columns of
-    the scalars, or of v, p or q of one component, or of hidden [local, F], what the scalars give to the hidden layer of the update: that is
-    made of embedding_hidden [S, F] and q_hidden [SKP, F], the embedding and q_s times the weight. Where these are None it is not made.
+    A program has columns of the scalars or of their term, of one component of v or q, or of all components of p and the term of their norms.
     """
-    ACROSS: tl.constexpr = (10 if hidden is None else 11) * F // BN
-    row, c = place(ACROSS, BM, BN)
-    axis = (tl.program_id(0) % ACROSS + 2 * F // BN) // (3 * F // BN) - 1  # -1: scalars, 3: hidden
-    n = tl.load(counts)
+    P: tl.constexpr = F // BN
+    row, c = place(9 * P, BM, BN)
+    block = tl.program_id(0) % (9 * P)
     k = tl.arange(0, BK)
     m = moments + row * (4 * SKP) + k[None, :]
-    if EXIT:
+    terms += row * ((1 + P) * F)
+    zero = tl.zeros([BM, BN], tl.float32)
+    if block < P:
+        w_hi, w_lo = moment_weights(q_vpq + k[:, None] * (3 * F) + F + c, 3 * F, SKP, BK)
+        n_hi, n_lo = together(*rows_of(w1 + F * F, BN, F, 9 * P, 2 * F * F))
         previous_kernel()
-        if tl.program_id(0) // ACROSS * BM >= n:
-            return
-    if axis < 0:
-        w = q_s + k[:, None] * F + c
-        hi, lo = moment_weights(w, F, SKP, BK, EXIT)
+        m_0, m_1, m_2 = moment_rows(m + SKP, SKP, BK), moment_rows(m + 2 * SKP, SKP, BK), moment_rows(m + 3 * SKP, SKP, BK)
+        p_0, p_1, p_2 = moment_product(zero, m_0, w_hi, w_lo), moment_product(zero, m_1, w_hi, w_lo), moment_product(zero, m_2, w_hi, w_lo)
+        store_norms(pq + row * (6 * F) + c, terms + (1 + block) * F + tl.arange(0, F)[None, :], p_0, p_1, p_2, n_hi, n_lo, F, EPSILON)
+    elif block < 7 * P:
+        axis, is_v = (block // P - 1) % 3, block < 4 * P
+        c -= block // P * F
+        hi, lo = moment_weights(q_vpq + k[:, None] * (3 * F) + tl.where(is_v, c, 2 * F + c), 3 * F, SKP, BK)
         previous_kernel()
-        tl.store(s + row * F + c, from_moments(m, w, hi, lo, species + row, embedding + c, F, SKP, BK, EXIT))
-    elif axis < 3:
-        is_v = (tl.program_id(0) % ACROSS + 2 * F // BN) % (3 * F // BN) < F // BN
-        c -= F + axis * (3 * F)  # of v, p and q
-        w = q_vpq + k[:, None] * (3 * F) + c
-        hi, lo = moment_weights(w, 3 * F, SKP, BK, EXIT)
-        previous_kernel()
-        value = from_moments(m + (1 + axis) * SKP, w, hi, lo, None, None, 3 * F, SKP, BK, EXIT)
-        tl.store(tl.where(is_v, v + row * (3 * F) + axis * F, pq + row * (6 * F) + axis * (2 * F) - F) + c, value)
+        value = moment_product(zero, moment_rows(m + (1 + axis) * SKP, SKP, BK), hi, lo)
+        tl.store(tl.where(is_v, v + row * (3 * F) + axis * F, pq + row * (6 * F) + (2 * axis + 1) * F) + c, value)
     else:
-        c -= 10 * F
-        if hidden is not None:
-            w = q_hidden + k[:, None] * F + c
-            hi, lo = moment_weights(w, F, SKP, BK, EXIT)
+        is_s = block < 8 * P
+        c -= block // P * F
+        hi, lo = moment_weights(tl.where(is_s, q_s, q_hidden) + k[:, None] * F + c, F, SKP, BK)
         previous_kernel()
-        if hidden is not None:
-            tl.store(hidden + row * F + c, from_moments(m, w, hi, lo, species + row, embedding_hidden + c, F, SKP, BK, EXIT))
+        m_s, value = moment_rows(m, SKP, BK), of_element(species + row, tl.where(is_s, embedding, embedding_hidden) + c, F, BM, BN)
+        value = moment_product(value, m_s, hi, lo)
+        tl.store(tl.where(is_s, s + row * F, terms) + c, value)
 
 
 @triton.jit
@@ -167,23 +211,22 @@ def source_features_backward(
 
 @triton.jit
 def source_merged(
-    counts, s, v, w1, b1, w2, b2, slope, x, x_vv, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+    counts, terms, v, b1, w2, b2, slope, x, x_vv, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TERMS: tl.constexpr
 ):
-    """source_hidden and source_features: every program makes the hidden layer of its rows again."""
+    """source_features from the terms [local, TERMS, F] of the hidden layer, which update_merged has made."""
     ACROSS: tl.constexpr = 3 * F // BN
     row, c = place(ACROSS, BM, BN)
     k = tl.arange(0, F)
-    h_hi, h_lo = weights(w1 + k[:, None] * F + k[None, :], F * F)
     w_hi, w_lo = weights(w2 + k[:, None] * (3 * F) + c, 3 * F * F)
     k = k[None, :]
     of_units, bias = tl.load(b1 + k), tl.load(b2 + c)
-    h_hi, h_lo, w_hi, w_lo = together(h_hi, h_lo, w_hi, w_lo)
+    w_hi, w_lo = together(w_hi, w_lo)
     previous_kernel()
     is_vv = tl.program_id(0) % ACROSS >= 2 * F // BN
     # Loaded by all, so that those who need them do not wait for them at the end.
     v_0, v_1, v_2 = load_vector(v + row * (3 * F) + tl.where(is_vv, c - 2 * F, 0), F)
-    scalars, v_0, v_1, v_2 = together(tl.load(s + row * F + k), v_0, v_1, v_2)
-    h = product(scalars, h_hi, h_lo) + of_units
+    h, v_0, v_1, v_2 = together(load_sum(terms + row * (TERMS * F) + k, F, TERMS), v_0, v_1, v_2)
+    h += of_units
     value = product(silu(h), w_hi, w_lo) + bias
     out = x + row * (5 * F) + c
     if is_vv:
@@ -486,18 +529,21 @@ def message_first_merged_backward(
     m = c - (1 + axis) * SKP
     parts += row * (2 * F * PARTS) + k
     if axis < 0:
-        w_hi, w_lo = weights(q_s + m * F + down, SKP * F)
+        w_hi, w_lo = together(*weights(q_s + m * F + down, SKP * F))
+        if ONLY:  # the gradient of the features is of the kernel before
+            previous_kernel()
         own = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
-        w_hi, w_lo = together(w_hi, w_lo)
         previous_kernel()
         value = product(own + load_sum(parts, 2 * F, PARTS), w_hi, w_lo)
     else:
         w = q_vpq + m * (3 * F) + down
         p_hi, p_lo = weights(w + F, SKP * 3 * F)
         q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
-        g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, ONLY, EPSILON)
         if ONLY:
             p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
+            previous_kernel()
+        g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, ONLY, EPSILON)
+        if ONLY:
             value = product(g_q, q_hi, q_lo)
         else:
             w_hi, w_lo = weights(w, SKP * 3 * F)

@@ -257,6 +257,9 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
     for name, width in (("moments", 4 * sizes.moments), ("g_moments", 4 * sizes.moments), ("s_mid", f), ("v_mid", 3 * f), ("s0", f), ("s1", f),
                         ("g_pq", max(6, 2 * parts) * f), ("hidden", f), ("g_hidden", max(3, parts) * f)):
         plan.buffer(name, "local", width)
+    if parts:
+        plan.buffer("update_terms", "local", f + f * f // SMALL.products.constants(f)["BN"])
+        plan.buffer("next_terms", "local", f * f // SMALL.merged.constants(f)["BN"])
     for name in ("repulsion_energy", "row_energy"):
         plan.buffer(name, "local", 1, "f64")
     for name in ("g0", "g1"):
@@ -339,23 +342,30 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
     narrow, wide = schedule.products, schedule.wide
     rows = ["edge_count", "neighbors", "geometry"]
     of_moments = {"SKP": sk, "BK": min(64, sk & -sk)}
-    # Merged updates want the scalars' part of their hidden layer from the kernel before.
-    extra = f if parts else 0
-    first = product_kernel(message_triton.message_first, narrow, width=10 * f + extra, **of_moments,
-                           **({} if parts else dict.fromkeys(("embedding_hidden", "q_hidden", "hidden"))))
-    mix = product_kernel(update_triton.update_mix, narrow, width=6 * f + extra, **({} if parts else dict.fromkeys(("s", "w1", "hidden"))))
-    update_hidden = product_kernel(update_triton.update_hidden, narrow, EPSILON=config.norm_epsilon)
-    update = product_kernel(update_triton.update, wide, width=2 * f, LAST=False)
-    update_last = product_kernel(update_triton.update, wide, ".last", LAST=True)
-    source_hidden = product_kernel(message_triton.source_hidden, narrow)
-    source = product_kernel(message_triton.source_features, narrow, width=3 * f)
-    if parts:
-        source_merged = atom_kernel(message_triton.source_merged, schedule.merged, width=3 * f)
-        update_merged = {
+    if parts:  # hidden layers are sums of terms, which the kernels before have made
+        narrow_columns, merged_columns = narrow.constants(f)["BN"], schedule.merged.constants(f)["BN"]
+        of_update, of_next = 1 + f // narrow_columns, f // merged_columns
+        norms = {"EPSILON": config.norm_epsilon}
+        first = atom_kernel(message_triton.message_first_merged, narrow, width=9 * f, **of_moments, **norms)
+        mix = atom_kernel(update_triton.update_mix_merged, narrow, width=5 * f, **norms)
+        update = {
             last: atom_kernel(update_triton.update_merged, schedule.merged, ".last" * last, width=(1 if last else 2) * f, LAST=last,
-                              EPSILON=config.norm_epsilon)
+                              N=sizes.readout if last else f, TERMS=of_update)
             for last in (True, False)
         }
+        source = atom_kernel(message_triton.source_merged, schedule.merged, width=3 * f, TERMS=of_next)
+        read = atom_kernel(readout_triton.readout_merged, narrow, M=sizes.readout, TERMS=of_next)
+    else:
+        first = product_kernel(message_triton.message_first, narrow, width=10 * f, **of_moments)
+        mix = product_kernel(update_triton.update_mix, narrow, width=6 * f)
+        update_hidden = product_kernel(update_triton.update_hidden, narrow, EPSILON=config.norm_epsilon)
+        update = {
+            True: product_kernel(update_triton.update, wide, ".last", LAST=True),
+            False: product_kernel(update_triton.update, wide, width=2 * f, LAST=False),
+        }
+        source_hidden = product_kernel(message_triton.source_hidden, narrow)
+        source = product_kernel(message_triton.source_features, narrow, width=3 * f)
+        read = product_kernel(readout_triton.readout, narrow, M=sizes.readout, BK=min(f, 16384 // sizes.readout))
     message = message_kernel(message_triton.message)
     for layer in range(n):
         w = f"gpu.layers.{layer}."
@@ -363,29 +373,29 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         pq, slope = f"pq{layer}", f"slope{layer}"
         hidden, out = [w + "update.w1", w + "update.b1"], [w + "update.w2", w + "update.b2"]
         if layer == 0:
-            of_hidden = [w + "embedding_hidden", w + "q_hidden", "hidden"] if parts else []
-            add(first, ["counts", "moments", "species", "gpu.embedding", w + "q_s", w + "q_vpq", *mid, pq, *of_hidden])
+            of_terms = [w + "embedding_hidden", w + "q_hidden", hidden[0], "update_terms"] if parts else []
+            add(first, ["counts", "moments", "species", "gpu.embedding", w + "q_s", w + "q_vpq", *mid, pq, *of_terms])
         else:
             x, s, v = f"x{layer}", f"s{(layer - 1) % 2}", f"v{layer}"
             own, sent, kept = [w + "source.w1", w + "source.b1"], [w + "source.w2", w + "source.b2"], f"source_slope{layer}"
             if parts:
-                add(source_merged, ["counts", s, v, *own, *sent, kept, x, f"x_vv{layer}"])
+                add(source, ["counts", "next_terms", v, own[1], *sent, kept, x, f"x_vv{layer}"])
             else:
                 add(source_hidden, ["counts", s, *own, "hidden", kept])
                 add(source, ["counts", "hidden", v, *sent, x, f"x_vv{layer}"])
             stages.append({"kernel": "exchange", "pass": "forward", "args": [x]})
             add(message, ["counts", x, s, v, w + "filter", *rows, "basis", *mid, "edge_capacity"])
-            add(mix, ["counts", "v_mid", w + "update.vu", pq, *(["s_mid", hidden[0], "hidden"] if parts else [])])
+            add(mix, ["counts", "v_mid", w + "update.vu", pq, *(["s_mid", hidden[0], "update_terms"] if parts else [])])
         # The last layer writes no vectors.
         made = [f"s{layer % 2}", f"v{layer + 1}" if not last else "g_pq", f"gates{layer}"]
         if parts:
-            add(update_merged[last], ["counts", *mid, pq, "hidden", *hidden, *out, slope, *made])
+            after = "gpu.readout.w1" if last else f"gpu.layers.{layer + 1}.source.w1"
+            add(update[last], ["counts", *mid, pq, "update_terms", hidden[1], *out, after, slope, *made, "next_terms"])
         else:
             add(update_hidden, ["counts", "s_mid", pq, *hidden, "hidden", slope])
-            add(update_last if last else update, ["counts", *mid, pq, "hidden", *out, *made])
-    read = product_kernel(readout_triton.readout, narrow, M=sizes.readout, BK=min(f, 16384 // sizes.readout))
+            add(update[last], ["counts", *mid, pq, "hidden", *out, *made])
     weights = [f"gpu.readout.{p}" for p in ("w1", "b1", "w2", "b2")]
-    add(read, ["counts", f"s{(n - 1) % 2}", "species", *weights, "shift", "repulsion_energy", "row_energy", "g0"])
+    add(read, ["counts", "next_terms" if parts else f"s{(n - 1) % 2}", "species", *weights, "shift", "repulsion_energy", "row_energy", "g0"])
 
     # Gradients go from g0 to g1 through an update and back to g0 through a message layer.
     def pair(function: Callable, blocks: Blocks, **more):

@@ -34,32 +34,19 @@ def norm_of(p_0, p_1, p_2, EPSILON: tl.constexpr):
 
 
 @triton.jit
-def update_mix(
-    counts, v, vu, pq, s, w1, hidden, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr
-):
-    """p and q of one component of the vectors; or hidden [local, F], what the scalars give to the hidden layer: s times the upper half of
-    w1. None of these three: that is not made."""
-    ACROSS: tl.constexpr = (6 if hidden is None else 7) * F // BN
+def update_mix(counts, v, vu, pq, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EXIT: tl.constexpr):
+    """p and q of one component of the vectors."""
+    ACROSS: tl.constexpr = 6 * F // BN
     row, c = place(ACROSS, BM, BN)
-    axis = tl.program_id(0) % ACROSS // (2 * F // BN)  # 3: hidden
+    axis = tl.program_id(0) % ACROSS // (2 * F // BN)
     k = tl.arange(0, F)
+    w_hi, w_lo = weights(vu + k[:, None] * (2 * F) + c - axis * (2 * F), 2 * F * F)
     n = tl.load(counts)
-    if axis < 3:
-        w_hi, w_lo = weights(vu + k[:, None] * (2 * F) + c - axis * (2 * F), 2 * F * F)
-        if not EXIT:
-            w_hi, w_lo = together(w_hi, w_lo)
-        previous_kernel()
-        if EXIT:
-            if tl.program_id(0) // ACROSS * BM >= n:
-                return
-        tl.store(pq + row * (6 * F) + c, product(tl.load(v + row * (3 * F) + axis * F + k[None, :]), w_hi, w_lo))
-    else:
-        c -= 6 * F
-        if hidden is not None:
-            w_hi, w_lo = together(*weights(w1 + k[:, None] * F + c, 2 * F * F))
-        previous_kernel()
-        if hidden is not None:
-            tl.store(hidden + row * F + c, product(tl.load(s + row * F + k[None, :]), w_hi, w_lo))
+    previous_kernel()
+    if EXIT:
+        if tl.program_id(0) // ACROSS * BM >= n:
+            return
+    tl.store(pq + row * (6 * F) + c, product(tl.load(v + row * (3 * F) + axis * F + k[None, :]), w_hi, w_lo))
 
 
 @triton.jit
@@ -252,53 +239,104 @@ def update_mix_backward(
 
 
 @triton.jit
-def update_merged(
-    counts, s, v, pq, hidden, w1, b1, w2, b2, slope, s_out, v_out, gates, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    LAST: tl.constexpr, EPSILON: tl.constexpr,
-):
-    """update_hidden and update: every program makes the hidden layer of its rows again, then columns of the new features.
+def rows_of(w, BN: tl.constexpr, N: tl.constexpr, ACROSS: tl.constexpr, LO: tl.constexpr):
+    """Of weights w [.., N] the rows of the columns that this program makes, of which ACROSS programs share the rows: what hands a product on
+    to the next one, as a term of it."""
+    down = tl.program_id(0) % ACROSS * BN + tl.arange(0, BN)
+    return weights(w + down[:, None] * N + tl.arange(0, N)[None, :], LO)
 
-    hidden [local, F]: what the scalars give to the hidden layer, which update_mix or message_first have made.
+
+@triton.jit
+def update_mix_merged(
+    counts, v, vu, pq, s, w1, terms, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EPSILON: tl.constexpr
+):
+    """update_mix, and the terms [local, 1 + F / BN, F] of the hidden layer of the update: the first of the scalars, the others of BN norms each.
+
+    A program has columns of all three components of p, their norms and the term of these; or of one component of q, or of the first term.
     """
-    ACROSS: tl.constexpr = (1 if LAST else 2) * F // BN
+    P: tl.constexpr = F // BN
+    row, c = place(5 * P, BM, BN)
+    block = tl.program_id(0) % (5 * P)
+    k = tl.arange(0, F)[:, None]
+    across = tl.arange(0, F)[None, :]
+    terms += row * ((1 + P) * F)
+    if block < P:
+        w_hi, w_lo = weights(vu + k * (2 * F) + c, 2 * F * F)
+        n_hi, n_lo = rows_of(w1 + F * F, BN, F, 5 * P, 2 * F * F)
+        w_hi, w_lo, n_hi, n_lo = together(w_hi, w_lo, n_hi, n_lo)
+        previous_kernel()
+        v_0, v_1, v_2 = together(*load_vector(v + row * (3 * F) + across, F))
+        p_0, p_1, p_2 = product(v_0, w_hi, w_lo), product(v_1, w_hi, w_lo), product(v_2, w_hi, w_lo)
+        store_norms(pq + row * (6 * F) + c, terms + (1 + block) * F + across, p_0, p_1, p_2, n_hi, n_lo, F, EPSILON)
+    elif block < 4 * P:
+        axis = block // P - 1
+        c -= (1 + axis) * F
+        w_hi, w_lo = together(*weights(vu + k * (2 * F) + F + c, 2 * F * F))
+        previous_kernel()
+        tl.store(pq + row * (6 * F) + (2 * axis + 1) * F + c, product(tl.load(v + row * (3 * F) + axis * F + across), w_hi, w_lo))
+    else:
+        c -= 4 * F
+        w_hi, w_lo = together(*weights(w1 + k * F + c, 2 * F * F))
+        previous_kernel()
+        tl.store(terms + c, product(tl.load(s + row * F + across), w_hi, w_lo))
+
+
+@triton.jit
+def store_norms(pq, term, p_0, p_1, p_2, n_hi, n_lo, F: tl.constexpr, EPSILON: tl.constexpr):
+    """Columns of p, and what their norms are of a hidden layer."""
+    tl.store(pq, p_0)
+    tl.store(pq + 2 * F, p_1)
+    tl.store(pq + 4 * F, p_2)
+    tl.store(term, product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo))
+
+
+@triton.jit
+def update_merged(
+    counts, s, v, pq, terms, b1, w2, b2, next_w1, slope, s_out, v_out, gates, next_terms, F: tl.constexpr, N: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, TERMS: tl.constexpr, LAST: tl.constexpr,
+):
+    """update from the terms of its hidden layer, and what its scalars are of the next one, that of N units of the source or the readout:
+    next_terms [local, F / BN, N]."""
+    P: tl.constexpr = F // BN
+    ACROSS: tl.constexpr = (1 if LAST else 2) * P
     row, c = place(ACROSS, BM, BN)
     k = tl.arange(0, F)
     units = k[None, :]
-    n_hi, n_lo = weights(w1 + F * F + k[:, None] * F + units, 2 * F * F)
     w, bias, b_h = w2 + k[:, None] * (3 * F) + c, b2 + c, tl.load(b1 + units)
-    p = pq + row * (6 * F)
-    if tl.program_id(0) % ACROSS < F // BN:
+    p = pq + row * (6 * F) + c
+    terms += row * (TERMS * F) + units
+    if tl.program_id(0) % ACROSS < P:
         ss_hi, ss_lo = weights(w, 3 * F * F)
         sv_hi, sv_lo = weights(w + 2 * F, 3 * F * F)
+        n_hi, n_lo = rows_of(next_w1, BN, N, ACROSS, F * N)
         b_ss, b_sv = tl.load(bias), tl.load(bias + 2 * F)
-        n_hi, n_lo, ss_hi, ss_lo, sv_hi, sv_lo = together(n_hi, n_lo, ss_hi, ss_lo, sv_hi, sv_lo)
+        ss_hi, ss_lo, sv_hi, sv_lo, n_hi, n_lo = together(ss_hi, ss_lo, sv_hi, sv_lo, n_hi, n_lo)
         previous_kernel()
-        p_0, p_1, p_2 = load_vector(p + units, 2 * F)
-        h = tl.load(hidden + row * F + units)
+        h = load_sum(terms, F, TERMS)
         own = tl.load(s + row * F + c)
-        o_0, o_1, o_2 = load_vector(p + c, 2 * F)
-        q_0, q_1, q_2 = load_vector(p + F + c, 2 * F)
-        p_0, p_1, p_2, h, own, o_0, o_1, o_2, q_0, q_1, q_2 = together(p_0, p_1, p_2, h, own, o_0, o_1, o_2, q_0, q_1, q_2)
-        h += b_h + product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
+        p_0, p_1, p_2 = load_vector(p, 2 * F)
+        q_0, q_1, q_2 = load_vector(p + F, 2 * F)
+        h, own, p_0, p_1, p_2, q_0, q_1, q_2 = together(h, own, p_0, p_1, p_2, q_0, q_1, q_2)
+        h += b_h
         hi, lo, scale = halves(silu(h))
         a_sv = halves_product(hi, lo, scale, sv_hi, sv_lo) + b_sv
         a_ss = halves_product(hi, lo, scale, ss_hi, ss_lo) + b_ss
+        value = own + a_ss + a_sv * (p_0 * q_0 + p_1 * q_1 + p_2 * q_2)
+        term = next_terms + row * (P * N) + tl.program_id(0) % ACROSS * N + tl.arange(0, N)[None, :]
+        tl.store(term, product(value, n_hi, n_lo))
         tl.store(gates + row * (2 * F) + F + c, a_sv)
-        tl.store(s_out + row * F + c, own + a_ss + a_sv * (o_0 * q_0 + o_1 * q_1 + o_2 * q_2))
+        tl.store(s_out + row * F + c, value)
         if tl.program_id(0) % ACROSS == 0:
             tl.store(slope + row * F + units, silu_slope(h))
     else:  # columns F and up of the weights; q stands F after p
-        vv_hi, vv_lo = weights(w, 3 * F * F)
+        vv_hi, vv_lo = together(*weights(w, 3 * F * F))
         b_vv = tl.load(bias)
-        n_hi, n_lo, vv_hi, vv_lo = together(n_hi, n_lo, vv_hi, vv_lo)
         previous_kernel()
-        p_0, p_1, p_2 = load_vector(p + units, 2 * F)
-        h = tl.load(hidden + row * F + units)
-        q_0, q_1, q_2 = load_vector(p + c, 2 * F)
+        h = load_sum(terms, F, TERMS)
+        q_0, q_1, q_2 = load_vector(p, 2 * F)
         v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c - F, F)
-        p_0, p_1, p_2, h, q_0, q_1, q_2, v_0, v_1, v_2 = together(p_0, p_1, p_2, h, q_0, q_1, q_2, v_0, v_1, v_2)
-        h += b_h + product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo)
-        a_vv = product(silu(h), vv_hi, vv_lo) + b_vv
+        h, q_0, q_1, q_2, v_0, v_1, v_2 = together(h, q_0, q_1, q_2, v_0, v_1, v_2)
+        a_vv = product(silu(h + b_h), vv_hi, vv_lo) + b_vv
         tl.store(gates + row * (2 * F) + c - F, a_vv)
         out = v_out + row * (3 * F) + c - F
         tl.store(out, v_0 + a_vv * q_0)
@@ -308,12 +346,12 @@ def update_merged(
 
 @triton.jit
 def update_merged_backward(
-    counts, g_s, g, pq, slope, w2, w1, parts, F: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SUMMANDS: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr,
+    counts, g_s, g, pq, slope, w2, w1, parts, F: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, SUMMANDS: tl.constexpr
 ):
-    """update_hidden_backward and update_backward: a program has H hidden units, and gives what passes through them.
+    """update_hidden_backward and update_backward: a program has H hidden units, and gives what passes through them. That of the last layer
+    is in one with the readout (readout_merged_backward).
 
-    g_s: dE/ds of the layer's output, SUMMANDS numbers to add up in each of F columns, in rows of WIDTH. g [total, 4F]: its last 3F
+    g_s [local, SUMMANDS, F]: dE/ds of the layer's output, to be added up. g [total, 4F]: its last 3F
     columns are dE/dv. parts [local, F / H, 2F]: for every H hidden units what they add to the gradients of s and of the norms.
     """
     ACROSS: tl.constexpr = F // H * (2 * F // BN)
@@ -329,17 +367,13 @@ def update_merged_backward(
     q_0, q_1, q_2 = load_vector(pq + row * (6 * F) + F + k, 2 * F)
     factor = tl.load(slope + row * F + unit[None, :])
     p_dot_q = p_0 * q_0 + p_1 * q_1 + p_2 * q_2
-    g_h = tl.zeros([BM, H], tl.float32)
-    if not LAST:  # dE/dv is of two kernels before
-        vv_hi, vv_lo = weights(w + F, 3 * F * F)
-        g_0, g_1, g_2 = load_vector(g + row * (4 * F) + F + k, F)
-        factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(
-            factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
-        g_h += product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, vv_hi, vv_lo)
-    else:
-        factor, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(factor, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
+    # dE/dv is of two kernels before.
+    vv_hi, vv_lo = weights(w + F, 3 * F * F)
+    g_0, g_1, g_2 = load_vector(g + row * (4 * F) + F + k, F)
+    factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
+    g_h = product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, vv_hi, vv_lo)
     previous_kernel()
-    g_k = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
+    g_k = load_sum(g_s + row * (F * SUMMANDS) + k, F, SUMMANDS)
     g_h += product(g_k, ss_hi, ss_lo) + product(g_k * p_dot_q, sv_hi, sv_lo)
     tl.store(parts + row * (2 * F * (F // H)) + c, product(g_h * factor, to_hi, to_lo))
 
@@ -367,7 +401,8 @@ def update_mix_merged_backward(
 ):
     """update_mix_backward from what update_merged_backward gives, of which it adds up dE/ds too: g_out [total, 4F].
 
-    All else is of two kernels before, so that only the norms are left to be waited for.
+    All else is of two kernels before, so that only the norms are left to be waited for; but for the LAST layer, whose gradient is of the
+    kernel before.
     """
     row, c = place(3 * F // BN, BM, BN)
     axis = tl.program_id(0) % (3 * F // BN) // (F // BN)
@@ -376,10 +411,12 @@ def update_mix_merged_backward(
     p_hi, p_lo = weights(w, 2 * F * F)
     q_hi, q_lo = weights(w + F, 2 * F * F)
     k = k[None, :]
+    if LAST:
+        p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
+        previous_kernel()
     g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, LAST, EPSILON)
     own = load_sum(g_s + row * WIDTH + c - axis * F, F, SUMMANDS)
     if LAST:
-        own, p_hi, p_lo, q_hi, q_lo = together(own, p_hi, p_lo, q_hi, q_lo)
         value = product(g_q, q_hi, q_lo)
     else:
         past = tl.load(g + row * (4 * F) + F + c)

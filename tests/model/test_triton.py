@@ -98,6 +98,9 @@ def test_every_stage(name, schedule, settings, monkeypatch):
             close(buffer("hidden"), h * sigmoid, kernel)
         close(buffer(slope), sigmoid * (1 + h * (1 - sigmoid)), kernel)
 
+    def terms(key, number, units):
+        return a[key].cpu().double().flatten()[: n * number * units].reshape(n, number, units)
+
     def parts(key, blocks):  # what merged kernels leave to be added up, in rows that may be shorter than the buffer's
         number = plan.hidden_parts(small, f)
         return a[key].cpu().double().flatten()[: n * number * blocks * f].reshape(n, number, blocks * f)
@@ -113,19 +116,21 @@ def test_every_stage(name, schedule, settings, monkeypatch):
         r.run([stage])
         kernel = stage["kernel"].split(".")[0]
         seen.add(kernel)
-        if kernel in ("message_first", "message"):
-            if kernel == "message_first":
+        if kernel in ("message_first", "message_first_merged", "message"):
+            if kernel != "message":
                 in_layer = message_first(m.embedding, q_s, q_v, species, edges, unit, basis)
             else:
                 in_layer = message(x[layer], v, s, edges, unit, basis, m.layers[layer].filter)
             close(buffer("s_mid"), in_layer[0], kernel)
             close(buffer("v_mid"), in_layer[1].reshape(n, -1), kernel)
             states.append(in_layer)
-        if kernel in ("message_first", "update_mix"):
+        if kernel in ("message_first", "message_first_merged", "update_mix", "update_mix_merged"):
             p, q = torch.chunk(in_layer[1] @ m.layers[layer].update["vu"], 2, dim=-1)
             close(buffer(f"pq{layer}"), torch.cat([p, q], 2).reshape(n, -1), kernel)
-            if plan.hidden_parts(small, f) and schedule == 0:
-                close(buffer("hidden"), in_layer[0] @ m.layers[layer].update["w1"][:f], kernel)
+            if "merged" in kernel:
+                norm = torch.sqrt((p**2).sum(1) + m.config.norm_epsilon)
+                w1 = m.layers[layer].update["w1"]
+                close(terms("update_terms", 2, f).sum(1), in_layer[0] @ w1[:f] + norm @ w1[f:], kernel)
         if kernel in ("update_hidden", "update_merged"):
             weight = m.layers[layer].update
             norm = torch.sqrt((torch.chunk(in_layer[1] @ weight["vu"], 2, dim=-1)[0] ** 2).sum(1) + m.config.norm_epsilon)
@@ -139,12 +144,15 @@ def test_every_stage(name, schedule, settings, monkeypatch):
             layer += 1
             if layer < config.layers:
                 close(buffer(f"v{layer}"), v.reshape(n, -1), kernel)
+            if kernel == "update_merged":
+                w1 = m.layers[layer].source["w1"] if layer < config.layers else m.readout["w1"]
+                close(terms("next_terms", 1, w1.shape[1]).sum(1), s @ w1, kernel)
         if kernel in ("source_features", "source_merged"):
             x[layer] = source_features(s, **m.layers[layer].source)
             sent = torch.cat([x[layer][:, : 2 * f], (x[layer][:, None, 2 * f:] * v).reshape(n, -1)], 1)
             close(buffer(f"x{layer}"), sent, kernel)
             states.append((s, v))
-        if kernel == "readout":
+        if kernel in ("readout", "readout_merged"):
             ro = m.readout
             close(buffer("row_energy"), readout(s, **ro) + m.shift[species] + buffer("repulsion_energy"), kernel)
             g_s, g_v = readout_backward(s, ro["w1"], ro["b1"], ro["w2"]), torch.zeros_like(v)
