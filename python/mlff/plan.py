@@ -354,7 +354,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
             for last in (True, False)
         }
         source = atom_kernel(message_triton.source_merged, schedule.merged, width=3 * f, TERMS=of_next)
-        read = atom_kernel(readout_triton.readout_merged, narrow, M=sizes.readout, TERMS=of_next)
+        read = launch(readout_triton.readout_merged, ["local", narrow.rows, 1], narrow.warps, M=sizes.readout, TERMS=of_next, BM=narrow.rows)
     else:
         first = product_kernel(message_triton.message_first, narrow, width=10 * f, **of_moments)
         mix = product_kernel(update_triton.update_mix, narrow, width=6 * f)
@@ -395,7 +395,13 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
             add(update_hidden, ["counts", "s_mid", pq, *hidden, "hidden", slope])
             add(update[last], ["counts", *mid, pq, "hidden", *out, *made])
     weights = [f"gpu.readout.{p}" for p in ("w1", "b1", "w2", "b2")]
-    add(read, ["counts", "next_terms" if parts else f"s{(n - 1) % 2}", "species", *weights, "shift", "repulsion_energy", "row_energy", "g0"])
+    energies = ["shift", "repulsion_energy", "row_energy"]
+    if parts:  # with gradients in one with what comes of them
+        of_readout = ["next_terms", "species", *weights, *energies]
+        name, grid = read
+        stages.append(plan.stage(name, ["counts", "next_terms", "species", *weights[1:], *energies], grid, "energy"))
+    else:
+        add(read, ["counts", f"s{(n - 1) % 2}", "species", *weights, *energies, "g0"])
 
     # Gradients go from g0 to g1 through an update and back to g0 through a message layer.
     def pair(function: Callable, blocks: Blocks, **more):
@@ -421,7 +427,11 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         def merged_pair(function: Callable, blocks: Blocks, **more):
             return {last: atom_kernel(function, blocks, ".last" if last else "", LAST=last, **scalars[last][1], **more) for last in (True, False)}
 
-        back = merged_pair(update_triton.update_merged_backward, schedule.merged_backward, width=2 * parts * f, **units)
+        back = {
+            True: atom_kernel(readout_triton.readout_merged_backward, schedule.merged_backward, width=2 * parts * f, M=sizes.readout,
+                              TERMS=of_next, **units),
+            False: atom_kernel(update_triton.update_merged_backward, schedule.merged_backward, width=2 * parts * f, SUMMANDS=parts, **units),
+        }
         mix_back = merged_pair(update_triton.update_mix_merged_backward, narrow, width=3 * f, **of_norm)
         source_back = atom_kernel(message_triton.source_merged_backward, schedule.merged_backward, width=parts * f, **units)
         first_back = atom_kernel(message_triton.message_first_merged_backward, narrow, **to_moments, **scalars[n == 1][1], **of_norm)
@@ -432,7 +442,8 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         w, last, pq, gates = f"gpu.layers.{layer}.", layer == n - 1, f"pq{layer}", f"gates{layer}"
         if parts:
             g_s = scalars[last][0]
-            add(back[last], ["counts", g_s, "g0", pq, f"slope{layer}", w + "update.w2", w + "update.w1", "g_pq"], backward=True)
+            of_output = [*of_readout, "g0"] if last else [g_s, "g0"]
+            add(back[last], ["counts", *of_output, pq, f"slope{layer}", w + "update.w2", w + "update.w1", "g_pq"], backward=True)
             mixed = ["counts", g_s, "g0", pq, gates, "g_pq"]
         else:
             add(hidden_back[last], ["counts", "g0", pq, w + "update.w2", "g_hidden"], backward=True)

@@ -411,21 +411,23 @@ def update_mix_merged_backward(
     p_hi, p_lo = weights(w, 2 * F * F)
     q_hi, q_lo = weights(w + F, 2 * F * F)
     k = k[None, :]
+    parts += row * (2 * F * PARTS)
+    of_norms, of_scalars = parts + F + k, parts + c - axis * F
     if LAST:
         p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
         previous_kernel()
+        through_norms, scalars = load_sum(of_norms, 2 * F, PARTS), load_sum(of_scalars, 2 * F, PARTS)
     g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, LAST, EPSILON)
     own = load_sum(g_s + row * WIDTH + c - axis * F, F, SUMMANDS)
     if LAST:
+        through_norms, scalars, g_q, g_p, along, own = together(through_norms, scalars, g_q, g_p, along, own)
         value = product(g_q, q_hi, q_lo)
     else:
         past = tl.load(g + row * (4 * F) + F + c)
         own, past, p_hi, p_lo, q_hi, q_lo = together(own, past, p_hi, p_lo, q_hi, q_lo)
         value = product(g_q, q_hi, q_lo) + past
-    parts += row * (2 * F * PARTS)
-    previous_kernel()
-    through_norms, scalars = load_sum(parts + F + k, 2 * F, PARTS), load_sum(parts + c - axis * F, 2 * F, PARTS)
-    through_norms, scalars = together(through_norms, scalars)
+        previous_kernel()
+        through_norms, scalars = together(load_sum(of_norms, 2 * F, PARTS), load_sum(of_scalars, 2 * F, PARTS))
     value += product(g_p + along * through_norms, p_hi, p_lo)
     tl.store(g_out + row * (4 * F) + F + c, value)
     if axis == 0:
