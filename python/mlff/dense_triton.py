@@ -16,10 +16,10 @@ kernel before (launch_triton.py), and then its rows. Programs next to each other
 and what is computed there is never read: no load waits for the number of atoms. EXIT: leave early where all rows are such, for a
 capacity that exceeds the atoms by many blocks.
 
-For few atoms every kernel costs more than its products, so that a hidden layer and what comes of it are in one kernel (named merged).
-Forward every program makes the hidden layer again; its weights, too, are there before it waits. Backward, where the weights of a
-hidden layer are two or three times as many, a program has H hidden units and all that passes through them, and gives a part of
-the result, which the kernel that reads it adds up in a fixed order.
+For few atoms every kernel costs more than its products, so that two products that follow each other are in one kernel (named merged). Forward a
+program multiplies the columns that it has made with the rows of the next weight that belong to them, and the kernel that reads these terms
+adds them up in a fixed order: nobody needs all columns. Backward a program has H hidden units and all that passes through them, and gives a
+part of the result, which is added up likewise.
 
 For many atoms, the gradient of a hidden layer has three blocks of columns of the second weight to sum over. Each is a product of other programs,
 and the kernel that reads them adds them up: g_hidden [local, 3F].

@@ -204,7 +204,7 @@ class Schedule:
         early_exit: whether programs look if they have atoms, for a capacity that exceeds the atoms by many blocks.
         tile: rows that a program of the message kernels treats one after the other.
         edges, edge_warps: of a block of edges in the kernels with one edge a thread.
-        merged: of kernels with a hidden layer and what comes of it, forward; None if those are two kernels.
+        merged: of kernels with two products, forward, that begin with a hidden layer; None if those are two kernels.
         merged_backward: the same backward, where a program has as many ``units`` of the hidden layer.
     """
 

@@ -2,8 +2,7 @@
 
 pq [local, 3, 2F]: p = v V beside q = v U for each component of the vectors.
 
-For many atoms every kernel is one product. For few atoms the kernels named ``merged`` have a hidden layer and what comes of it in one
-(dense_triton.py).
+For many atoms every kernel is one product. For few atoms the kernels named ``merged`` have two that follow each other (dense_triton.py).
 """
 
 import triton
