@@ -222,7 +222,7 @@ def _on_device(function: Callable[[], Any], graph: bool) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     if graph:
-        torch.cuda._sleep(200_000)  # cycles, 0.1 ms
+        torch.cuda._sleep(1_000_000)  # cycles, 0.5 ms: longer than the launch of a thousand nodes
     start.record()
     function()
     end.record()

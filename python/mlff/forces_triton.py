@@ -44,6 +44,13 @@ def _load_numbers(caller, at, narrow, mask):
 
 
 @triton.jit
+def _store_vector(pointer, x, y, z):
+    tl.store(pointer, x)
+    tl.store(pointer + 1, y)
+    tl.store(pointer + 2, z)
+
+
+@triton.jit
 def _add(a0, a1, a2, a3, a4, a5, a6, a7, a8, b0, b1, b2, b3, b4, b5, b6, b7, b8):
     return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8
 
@@ -55,29 +62,17 @@ def _store_sums(sums, caller, failed, forces, atom_virial, caller_forces, atom, 
     f0, f1, f2, xx, yy, zz, xy, xz, yz = tl.reduce(sums, 0, _add)
     nothing = tl.where(failed, float("nan"), 0.0).to(tl.float64)
     f0, f1, f2 = f0 + nothing, f1 + nothing, f2 + nothing
-    out = forces + caller.to(tl.int64) * 3
-    tl.store(out, f0)
-    tl.store(out + 1, f1)
-    tl.store(out + 2, f2)
-    out = atom_virial + caller.to(tl.int64) * 6
-    tl.store(out, -0.5 * xx + nothing)
-    tl.store(out + 1, -0.5 * yy + nothing)
-    tl.store(out + 2, -0.5 * zz + nothing)
-    tl.store(out + 3, -0.25 * xy + nothing)
-    tl.store(out + 4, -0.25 * xz + nothing)
-    tl.store(out + 5, -0.25 * yz + nothing)
+    _store_vector(forces + caller.to(tl.int64) * 3, f0, f1, f2)
+    virial = atom_virial + caller.to(tl.int64) * 6
+    _store_vector(virial, -0.5 * xx + nothing, -0.5 * yy + nothing, -0.5 * zz + nothing)
+    _store_vector(virial + 3, -0.25 * xy + nothing, -0.25 * xz + nothing, -0.25 * yz + nothing)
     if _is_null(caller_forces) == 0:
         place = atom.to(tl.int64) * 3
         if narrow:
-            out_f32 = caller_forces.to(tl.pointer_type(tl.float32), bitcast=True) + place
-            tl.store(out_f32, (f0 * unit).to(tl.float32))
-            tl.store(out_f32 + 1, (f1 * unit).to(tl.float32))
-            tl.store(out_f32 + 2, (f2 * unit).to(tl.float32))
+            out = caller_forces.to(tl.pointer_type(tl.float32), bitcast=True) + place
+            _store_vector(out, (f0 * unit).to(tl.float32), (f1 * unit).to(tl.float32), (f2 * unit).to(tl.float32))
         else:
-            out_f64 = caller_forces + place
-            tl.store(out_f64, f0 * unit)
-            tl.store(out_f64 + 1, f1 * unit)
-            tl.store(out_f64 + 2, f2 * unit)
+            _store_vector(caller_forces + place, f0 * unit, f1 * unit, f2 * unit)
 
 
 @triton.jit
@@ -170,7 +165,7 @@ def total(counts, starts, flags, rebuild, order, row_energy, atom_virial, partia
     """Energy and virial of one structure, and the energy of the first one in the caller's units, where it has arrays on the device; the
     last program to finish hands over the flags and clears them.
 
-    PARTIAL: total_partial has run, so the sums of one structure are those of its parts and the atoms' energies are written.
+    PARTIAL: total_partial has run, so the sums of one structure are those of its parts.
     """
     b = tl.program_id(0)
     structures, n_local = tl.load(counts + 2), tl.load(counts)
@@ -247,12 +242,8 @@ def _load_row(box, k, narrow, length):
 def _store_rows(boxes, k, a0, a1, a2, u0, u1, u2):
     """A vector of the cell and its row of the inverse, which is zero with the vector."""
     zero = (a0 == 0) & (a1 == 0) & (a2 == 0)
-    tl.store(boxes + k, a0)
-    tl.store(boxes + k + 1, a1)
-    tl.store(boxes + k + 2, a2)
-    tl.store(boxes + k + 9, tl.where(zero, 0.0, u0))
-    tl.store(boxes + k + 10, tl.where(zero, 0.0, u1))
-    tl.store(boxes + k + 11, tl.where(zero, 0.0, u2))
+    _store_vector(boxes + k, a0, a1, a2)
+    _store_vector(boxes + k + 9, tl.where(zero, 0.0, u0), tl.where(zero, 0.0, u1), tl.where(zero, 0.0, u2))
 
 
 CAPACITIES = ["edge_capacity", "candidate_capacity"]

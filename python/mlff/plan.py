@@ -272,7 +272,8 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
             for name, width in (("x_vv", f), ("source_slope", f), ("v", 3 * f)):
                 plan.buffer(f"{name}{layer}", "local", width)
     plan.search = _search_stages(plan, config, sizes)
-    for schedule, rows, large in ((SMALL, SMALL_ROWS, False), (LARGE, None, True)):
+    for schedule, rows in ((SMALL, SMALL_ROWS), (LARGE, None)):
+        large = rows is None
         last = [forces_triton.forces_stage(plan, large), *forces_triton.total_stages(plan, large)]
         plan.schedules.append({"max_rows": rows, "stages": [*_cuda_stages(plan, config, sizes, schedule), *last]})
     plan.imports = forces_triton.import_stages(plan)
