@@ -28,6 +28,7 @@ and the kernel that reads them adds them up: g_hidden [local, 3F].
 import triton
 import triton.language as tl
 
+from .launch_triton import together
 from .plan import HALVES_SCALE
 
 UNSCALE = tl.constexpr(1.0 / HALVES_SCALE)
@@ -60,12 +61,17 @@ def place(ACROSS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def halves(a):
-    """hi, lo [BM, K] of the rows of a divided by a power of two, and that power over HALVES_SCALE [BM, 1]."""
-    largest = tl.max(tl.abs(a), 1, keep_dims=True)
-    exponent = tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) & 255, 253)
-    a *= ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-    hi = a.to(tl.float16)
-    return hi, (a - hi.to(tl.float32)).to(tl.float16), (exponent << 23).to(tl.float32, bitcast=True) * UNSCALE
+    """hi, lo [BM, K] of the rows of a, and what their products are to be multiplied by: see above for both kinds."""
+    if a.shape[0] > 16:
+        largest = tl.max(tl.abs(a), 1, keep_dims=True)
+        exponent = tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) & 255, 253)
+        a *= ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+        hi = a.to(tl.float16)
+        return hi, (a - hi.to(tl.float32)).to(tl.float16), (exponent << 23).to(tl.float32, bitcast=True) * UNSCALE
+    else:
+        hi = a.to(tl.float16)
+        hi, lo = together(hi, (a - hi.to(tl.float32)).to(tl.float16))
+        return hi, lo, UNSCALE
 
 
 @triton.jit
