@@ -75,13 +75,17 @@ class MLFFCalculator(Calculator):
             raise ValueError(f"MLFFCalculator.set {changes}; make a new calculator for another model")
         if kwargs.get("with_grade") and not self.model.has_extrapolation_grade:
             raise ValueError(NO_GRADE)
+        wanted = {**self.parameters, **kwargs}
+        system = getattr(self, "_system", None)
+        if system is None or any(self.parameters[key] != wanted[key] for key in ("device", "threads")):
+            device = self._choose(wanted["device"])
+            system = System(self.model, device, wanted["threads"])  # where that fails, all is as it was
+            self.device, self._system = device, system
+            self._batch = None  # the system of calculate_batch
+            self._numbers = None
         changed = super().set(**kwargs)
         if changed:
             self.reset()
-            self.device = self._choose(self.parameters["device"])
-            self._system = System(self.model, self.device, self.parameters["threads"])
-            self._batch = None  # the system of calculate_batch
-            self._numbers = None
         return changed
 
     def _choose(self, device: str) -> str:
@@ -105,6 +109,7 @@ class MLFFCalculator(Calculator):
         return type(self), arguments, {"atoms": self.atoms, "results": self.results}
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        self.results = {}  # of other positions, if this is not called by get_property
         super().calculate(atoms, properties, system_changes)
         atoms, wanted, solid = self.atoms, set(properties), bool(self.atoms.pbc.all())
         if wanted & {"stress", "stresses"} and not solid:

@@ -23,7 +23,7 @@ from structures import structure
 
 from mlff import ase as module
 from mlff.ase import MLFFCalculator
-from mlff.core import MLFFFileError, MLFFResourceError
+from mlff.core import MLFFFileError, MLFFInputError, MLFFResourceError
 from mlff.export import build_payload
 
 
@@ -145,6 +145,12 @@ class TestCaching:
         assert calculator.get_property("energy", atoms, allow_calculation=False) is not None
         assert not calculator.calculation_required(atoms, ["energy", "forces"])
         assert calculator.calculation_required(atoms, ["stresses"])
+
+    def test_results_are_those_of_the_last_structure(self, calculator, model):
+        one, two = structure("ethanol"), structure("triclinic")
+        calculator.calculate(one, ["forces"])
+        calculator.calculate(two, ["energy"])
+        np.testing.assert_allclose(calculator.get_property("forces", two), reference(model, two).forces, atol=1e-4)
 
     def test_two_systems_share_a_calculator(self, calculator, model):
         one, two = structure("ethanol"), structure("triclinic")
@@ -335,6 +341,15 @@ def test_threads_can_be_changed(calculator, model):
     calculator.set(threads=2)
     np.testing.assert_allclose(atoms.get_forces(), one, atol=1e-5)
     assert calculator.parameters["threads"] == 2
+
+
+@pytest.mark.parametrize("change", [{"threads": 5000}, {"device": "cuda:99"}])
+def test_a_change_that_fails_changes_nothing(calculator, change):
+    before = dict(calculator.parameters), calculator.device
+    for _ in range(2):
+        with pytest.raises((MLFFResourceError, MLFFInputError)):
+            calculator.set(**change)
+        assert (dict(calculator.parameters), calculator.device) == before
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------
