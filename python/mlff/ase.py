@@ -109,7 +109,8 @@ class MLFFCalculator(Calculator):
         return type(self), arguments, {"atoms": self.atoms, "results": self.results}
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
-        self.results = {}  # of other positions, if this is not called by get_property
+        if atoms is not None and self.check_state(atoms):  # when this is called directly; get_property has looked before
+            self.results = {}
         super().calculate(atoms, properties, system_changes)
         atoms, wanted, solid = self.atoms, set(properties), bool(self.atoms.pbc.all())
         if wanted & {"stress", "stresses"} and not solid:
