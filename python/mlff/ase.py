@@ -71,7 +71,7 @@ class MLFFCalculator(Calculator):
         """Changes ``device``, ``threads`` or ``with_grade``."""
         unknown = set(kwargs) - {"model_path", "device", "threads", "with_grade"}
         if unknown or "model_path" in kwargs and self.parameters.get("model_path", kwargs["model_path"]) != kwargs["model_path"]:
-            changes = f"changes device, threads or with_grade, got {kwargs}"
+            changes = f"changes device, threads or with_grade, got {', '.join(sorted(unknown or {'model_path'}))}"
             raise ValueError(f"MLFFCalculator.set {changes}; make a new calculator for another model")
         if kwargs.get("with_grade") and not self.model.has_extrapolation_grade:
             raise ValueError(NO_GRADE)
@@ -159,10 +159,12 @@ class MLFFCalculator(Calculator):
             ValueError: an unknown property or element, positions that are not finite, an impossible cell.
             The messages name the structure by its index.
         """
+        if isinstance(structures, Atoms):
+            raise TypeError("structures: expected a list of Atoms, got one; give [atoms]")
         structures = list(structures)
         wanted = {"energy", "forces", "stress"} if properties is None else set(properties)
         if wanted - set(self.implemented_properties):
-            raise ValueError(f"properties must be out of {' '.join(self.implemented_properties)}; got {' '.join(properties)}")
+            raise ValueError(f"properties must be out of {' '.join(self.implemented_properties)}; got {properties!r}")
         for index, atoms in enumerate(structures):
             self._check_elements(atoms, f"structure {index}, ")
             if properties is not None and wanted & {"stress", "stresses"} and not atoms.pbc.all():

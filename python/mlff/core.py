@@ -14,6 +14,7 @@ import json
 import os
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -288,6 +289,8 @@ class System:
         self._n_structures = 1
         self._neighbors_given = False
         _check(self._library, self._library.mlff_system_create(model._handle, device.encode(), byref(self._handle)))
+        if not isinstance(threads, Integral):
+            raise TypeError(f"threads: expected a whole number, got {threads!r}")
         self._call("set_threads", threads)
 
     def __del__(self):

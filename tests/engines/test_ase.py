@@ -322,6 +322,8 @@ class TestErrors:
             MLFFCalculator(path, colour="blue")
         with pytest.raises(ValueError, match="new calculator"):
             calculator.set(model_path="other.pt")
+        with pytest.raises(TypeError, match="threads: expected a whole number, got 'two'"):
+            MLFFCalculator(path, threads="two")
 
     def test_errors_are_one_line(self, calculator, tmp_path):
         for action in (lambda: MLFFCalculator(tmp_path / "none.pt"), lambda: calculator.get_property("energy", Atoms("Xe"))):
@@ -436,8 +438,10 @@ class TestBatches:
             assert_as_single(calculator, [good], calculator.calculate_batch([good]))
 
     def test_unknown_property(self, calculator):
-        with pytest.raises(ValueError, match="properties must be out of energy .*; got dipole"):
+        with pytest.raises(ValueError, match="properties must be out of energy .*; got .*dipole"):
             calculator.calculate_batch([structure("ethanol")], ["dipole"])
+        with pytest.raises(TypeError, match="expected a list of Atoms, got one"):
+            calculator.calculate_batch(structure("ethanol"))
 
 
 # ---- devices -----------------------------------------------------------------------------------------------------------

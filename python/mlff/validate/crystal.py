@@ -62,7 +62,7 @@ def unit_cell(species: list[str], given: Atoms | None = None) -> Atoms:
             return bulk(name, structure, a=a)
     some = " ".join(species) if len(species) < 10 else f"{len(species)} elements"
     raise ValueError(
-        f"the suite crystal has no cubic crystal of {some}; name its elements (--elements Mg,O), or give one (--cell FILE)"
+        f"the suite crystal has no cubic crystal of {some}; give one (--cell FILE)"
     )
 
 
