@@ -366,8 +366,19 @@ pair_coeff 2 3 zero
     check(results._replace(energies=results.energies[own], forces=results.forces[own], virials=results.virials[own]), model, atoms[own])
 
 
-def test_molecular_atoms_with_bonds(device, model, model_file, tmp_path):
+def check_bonded_pairs(script: str, device: str, folder: Path, model) -> None:
     """Bonds may be there when special_bonds keeps the pairs in the neighbour list; a GPU does not use that list."""
+    run(script + "special_bonds lj/coul 1 1 1\n" + FINAL, folder)
+    check_final(folder, model)
+    if device == "cuda":
+        run(script + FINAL, folder)
+        check_final(folder, model)
+        return
+    output = run(script + "run 0\n", folder, fails=True)
+    assert "use special_bonds lj/coul 1.0 1.0 1.0" in output
+
+
+def test_molecular_atoms_with_bonds(device, model, model_file, tmp_path):
     atoms = structure("ethanol")
     write_data(tmp_path / "plain.data", atoms)
     header, body = (tmp_path / "plain.data").read_text().split("Atoms # atomic\n\n")
@@ -383,18 +394,10 @@ read_data bonds.data
 bond_coeff *
 {pair_commands(model_file)}
 """
-    run(script + "special_bonds lj/coul 1 1 1\n" + FINAL, tmp_path)
-    check_final(tmp_path, model)
-    if device == "cuda":
-        run(script + FINAL, tmp_path)
-        check_final(tmp_path, model)
-        return
-    output = run(script + "run 0\n", tmp_path, fails=True)
-    assert "use special_bonds lj/coul 1.0 1.0 1.0" in output
+    check_bonded_pairs(script, device, tmp_path, model)
 
 
 def test_molecules_of_a_template(device, model, model_file, tmp_path):
-    """As above, where the bonds are in the template."""
     atoms = structure("ethanol")[:3]
     write_data(tmp_path / "plain.data", atoms)
     header, body = (tmp_path / "plain.data").read_text().split("Atoms # atomic\n\n")
@@ -417,14 +420,7 @@ read_data template.data
 bond_coeff *
 {pair_commands(model_file)}
 """
-    run(script + "special_bonds lj/coul 1 1 1\n" + FINAL, tmp_path)
-    check_final(tmp_path, model)
-    if device == "cuda":
-        run(script + FINAL, tmp_path)
-        check_final(tmp_path, model)
-        return
-    output = run(script + "run 0\n", tmp_path, fails=True)
-    assert "use special_bonds lj/coul 1.0 1.0 1.0" in output
+    check_bonded_pairs(script, device, tmp_path, model)
 
 
 @pytest.fixture(scope="module")
