@@ -280,6 +280,8 @@ class System:
     """
 
     def __init__(self, model: Model, device: str = "cpu", threads: int = 0):
+        if not isinstance(threads, Integral):
+            raise TypeError(f"threads: expected a whole number, got {threads!r}")
         self.model, self.device = model, device
         self._library = model._library
         self._handle = c_void_p()
@@ -289,8 +291,6 @@ class System:
         self._n_structures = 1
         self._neighbors_given = False
         _check(self._library, self._library.mlff_system_create(model._handle, device.encode(), byref(self._handle)))
-        if not isinstance(threads, Integral):
-            raise TypeError(f"threads: expected a whole number, got {threads!r}")
         self._call("set_threads", threads)
 
     def __del__(self):

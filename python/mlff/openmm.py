@@ -64,7 +64,7 @@ def create_force(
 
     Raises:
         PayloadError: the file is missing, damaged, foreign or too new.
-        TypeError: ``topology`` is none.
+        TypeError: ``topology`` is of another type.
         ValueError: an atom without element or with one that the model does not know; wrong ``atoms``.
         RuntimeError: the self-check failed.
         FileNotFoundError: the operator library is not installed.

@@ -143,4 +143,5 @@ def _reason(error: dict) -> str:
 
 def _short(text: object) -> str:
     """Not all of a file that is none of settings."""
-    return str(text) if len(str(text)) <= 500 else f"{str(text)[:500]} ..."
+    text = str(text)
+    return text if len(text) <= 500 else f"{text[:500]} ..."
