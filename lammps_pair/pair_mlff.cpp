@@ -482,7 +482,7 @@ int PairMLFF::set_neighbors()
 {
   const int n_local = atom->nlocal;
   const int32_t *species = core->species.data();
-  if (atom->molecular == Atom::MOLECULAR) refuse_excluded_pairs();
+  refuse_excluded_pairs();
   if (list->occasional) neighbor->build_one(list);    // requested for a GPU, before fall_back()
 
   // under hybrid the list has some of the atoms only: the others get an empty row
@@ -535,15 +535,24 @@ void PairMLFF::find_originals()
 
 void PairMLFF::refuse_excluded_pairs()
 {
+  const int *flags = neighbor->special_flag;
+  const char *remedy = "which the model needs: use special_bonds lj/coul 1.0 1.0 1.0";
+  if (atom->molecular == Atom::ATOMIC || (flags[1] && flags[2] && flags[3])) return;
   for (int i = 0; i < atom->nlocal; i++) {
     if (core->species[i] < 0) continue;
+    if (atom->molecular == Atom::TEMPLATE) {    // the bonds are in the template, whose headers a stock LAMMPS does not bring
+      if (atom->molindex[i] >= 0)
+        error->one(FLERR, "Pair style mlff: special_bonds leaves bonded pairs of the molecule of atom {} out of the neighbor list, {}",
+                   atom->tag[i], remedy);
+      continue;
+    }
     int m = 0;
     for (int kind = 0; kind < 3; kind++)
       for (; m < atom->nspecial[i][kind]; m++) {
-        const int j = neighbor->special_flag[kind + 1] == 0 ? atom->map(atom->special[i][m]) : -1;
+        const int j = flags[kind + 1] == 0 ? atom->map(atom->special[i][m]) : -1;
         if (j >= 0 && core->species[j] >= 0)
-          error->one(FLERR, "Pair style mlff: special_bonds leaves the pair of atoms {} and {} out of the neighbor list, which the model "
-                            "needs: use special_bonds lj/coul 1.0 1.0 1.0", atom->tag[i], atom->tag[j]);
+          error->one(FLERR, "Pair style mlff: special_bonds leaves the pair of atoms {} and {} out of the neighbor list, {}",
+                     atom->tag[i], atom->tag[j], remedy);
       }
   }
 }

@@ -119,7 +119,6 @@ class Model {
         std::unique_ptr<System> system = std::move(idle_[k]);
         idle_.erase(idle_.begin() + static_cast<int64_t>(k));
         system->caller = caller;
-        system->captured |= capturing;
         return system;
       }
     }
@@ -373,7 +372,8 @@ std::tuple<Tensor, Tensor> energy_forces(const Tensor &payload, const std::optio
   void *stream = gpu ? current_stream(device) : nullptr;
   const Caller caller{device, numbers.data, atoms ? atoms->data : nullptr, gpu ? positions.const_data_ptr() : nullptr};
   const std::shared_ptr<Model> model = model_of(payload);
-  std::unique_ptr<System> system = model->acquire(caller, numbers, atoms, gpu && is_capturing(stream));
+  const bool capturing = gpu && is_capturing(stream);
+  std::unique_ptr<System> system = model->acquire(caller, numbers, atoms, capturing);
 
   const std::array<int64_t, 2> shape{n_atoms, 3};
   Tensor energy = torch::stable::new_empty(positions, torch::headeronly::IntHeaderOnlyArrayRef(), ScalarType::Double);
@@ -381,6 +381,7 @@ std::tuple<Tensor, Tensor> energy_forces(const Tensor &payload, const std::optio
   const int status = gpu ? on_gpu(*system, positions, box, stream, energy, forces)
                          : on_cpu(*system, positions, box, energy, forces);
   const std::string error = status == MLFF_OK ? "" : mlff_last_error();
+  system->captured |= capturing && status == MLFF_OK;
   model->release(std::move(system));
   if (status != MLFF_OK) fail(error);
   return {energy, forces};

@@ -121,7 +121,8 @@ def test_bad_export(checkpoint, tmp_path, capsys):
     assert "words.safetensors" in fails(capsys, export, tmp_path / "words.safetensors", "-o", out)
     assert "Fe" in fails(capsys, export, checkpoint, "-o", out, "--structure", tmp_path / "iron.xyz")
     assert "no such structure file" in fails(capsys, export, checkpoint, "-o", out, "--structure", tmp_path / "none.xyz")
-    fails(capsys, export, checkpoint, "-o", out, "--structure", tmp_path / "words.txt")
+    assert "words.txt: expected a structure" in fails(capsys, export, checkpoint, "-o", out, "--structure", tmp_path / "words.txt")
+    assert "got a folder" in fails(capsys, export, checkpoint, "-o", tmp_path)
     fails(capsys, export, checkpoint, "-o", tmp_path / "no folder" / "model.pt")
     assert not out.exists()
 
@@ -183,8 +184,9 @@ def test_env(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["fly"], ["info"], ["demo", "--steps", "many"], ["label", "a", "-o", "b", "--teacher", "so3lr", "--options", "3"]],
-    ids=["none", "unknown", "missing", "type", "json"],
+    [[], ["fly"], ["info"], ["demo", "--steps", "many"], ["label", "a", "-o", "b", "--teacher", "so3lr", "--options", "3"],
+     ["label", "a", "-o", "b", "--teacher", "so3lr", "--max-force", "-1"]],
+    ids=["none", "unknown", "missing", "type", "json", "negative"],
 )
 def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as e:

@@ -84,6 +84,21 @@ def test_frames_are_taken_when_systems_are_looked_at():
         sample(Langevin(batch, Springs(batch), [300.0]), steps=60, stride=30, check=20)
 
 
+def test_cells_follow_the_pressure_however_steps_are_counted(monkeypatch):
+    batch = Batch(systems(2), "cpu")
+    md, rescaled = Langevin(batch, Springs(batch), [300.0] * 2, pressure=1.0), []
+    monkeypatch.setattr(md, "_rescale_cells", lambda: rescaled.append(md.steps))
+    for count in (1, 3, 20, 1, 5):
+        md.step(count)
+    assert rescaled == [10, 20, 30]
+
+
+def test_potentials_for_open_space_refuse_a_box(save_payload):
+    box = Batch([molecule("H2O", cell=[8.0] * 3, pbc=True)], "cpu")
+    with pytest.raises(ValueError, match="Compiled takes molecules in open space"):
+        Compiled(save_payload(random_model(16, 2)), "cpu")(box)
+
+
 def test_a_student_in_a_batch_is_the_student_alone(save_payload):
     model = random_model(16, 2)
     frames = [molecule(name) for name in ("H2O", "CH3CH2OH", "CH4")]

@@ -1,6 +1,7 @@
 """Labels: they are the teacher's, made once, and one clear error for every structure or file that cannot be used."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,33 @@ def test_labels_are_made_once_and_go_on(labelled, tmp_path):
     label_file(source, parts, other.teacher, index=":20")
     assert other.structures == 20  # the file is not what was written
     assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.extxyz", "parts.json", "whole.extxyz", "whole.json"]
+
+
+def test_another_labelling_does_not_undo_one_that_is_unfinished(labelled, tmp_path):
+    parts = tmp_path / "parts.extxyz"
+    with pytest.raises(KeyboardInterrupt):
+        label_file(labelled, parts, Counting(fail_at=5, max_pairs=200).teacher)
+    with pytest.raises(ValueError, match="parts.extxyz.part holds 8 frames of another labelling, with another max_force_eV_A;"):
+        label_file(labelled, parts, Counting().teacher, max_force=1e6)
+    rest = Counting(max_pairs=200)
+    label_file(labelled, parts, rest.teacher)
+    assert rest.structures == 25 - 8
+
+
+def test_a_record_that_cannot_be_written_leaves_the_labels(labelled, tmp_path, monkeypatch):
+    target, replace = tmp_path / "out.extxyz", Path.replace
+
+    def full(path, other):
+        if Path(other).name == "out.json":
+            raise OSError(28, "No space left on device")
+        return replace(path, other)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="out.json could not be written"):
+        label_file(labelled, target, Counting().teacher)
+    monkeypatch.undo()
+    rest = Counting()
+    assert label_file(labelled, target, rest.teacher)["labelled"] == 25 and rest.structures == 0
 
 
 def test_a_full_disk_leaves_the_labels_that_are_made(labelled, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def test_split_keeps_groups_whole_and_in_place(labelled):
     part = split(frames[:12], "trajectory", 0.3, 0.3, seed=3)  # more data move no group
     assert [set(side) for side in part] == [{k for k in side if k < 12} for side in sides]
     assert split(frames, "trajectory", 0.0, 0.3, seed=3)[2] == sides[2]  # nor does a validation set what is held out
-    with pytest.raises(ValueError, match=r"expected some validation data, got none of 13 groups info\['trajectory'\]"):
+    with pytest.raises(ValueError, match=r"expected some validation data, which have a share of 1e-09, got none of 13 groups info\['trajectory'\]"):
         split(frames, "trajectory", 1e-9, 0.3, seed=3)
 
 
@@ -319,6 +319,7 @@ def test_train_from_structures_to_a_checkpoint(tmp_path, monkeypatch):
         ("model:", "start: a.safetensors\nmodel:", "expected start or model, got both"),
         (CONFIG, "- words", "valid dictionary|object"),
         (CONFIG, "data: {", "is not a YAML file of settings"),
+        (CONFIG, "words " * 9999, r"[^\0]{100,700} \.\.\.$"),
     ],
 )
 def test_wrong_configurations(old, new, message, tmp_path):

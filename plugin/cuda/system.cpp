@@ -12,7 +12,7 @@ constexpr size_t kAlign = 256, kMaxGraphs = 4;
 constexpr int64_t kFirstEdges = 64, kFirstCandidates = 128;
 constexpr int64_t kRowBlock = 128;  // atoms: kernels treat whole blocks, and the last one must not end outside a buffer
 constexpr int64_t kMaxDensePairs = 1 << 24, kMaxDenseCandidates = 65536;
-constexpr int64_t kMaxBins = 1 << 22, kMaxBytes = int64_t(1) << 50;
+constexpr int64_t kMaxBytes = int64_t(1) << 50;
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 int64_t with_headroom(int64_t n) { return round_up(n + n / 8, 16); }
@@ -53,7 +53,7 @@ class Suspended {
 
 }  // namespace
 
-int64_t Capacity::bins() const { return std::clamp<int64_t>(round_up(2 * total, 16), 64, kMaxBins); }
+int64_t Capacity::bins() const { return std::max<int64_t>(round_up(2 * total, 16), 64); }
 
 int64_t Capacity::rows(Rows rows) const {
   switch (rows) {

@@ -71,17 +71,21 @@ class MLFFCalculator(Calculator):
         """Changes ``device``, ``threads`` or ``with_grade``."""
         unknown = set(kwargs) - {"model_path", "device", "threads", "with_grade"}
         if unknown or "model_path" in kwargs and self.parameters.get("model_path", kwargs["model_path"]) != kwargs["model_path"]:
-            changes = f"changes device, threads or with_grade, got {kwargs}"
+            changes = f"changes device, threads or with_grade, got {', '.join(sorted(unknown or {'model_path'}))}"
             raise ValueError(f"MLFFCalculator.set {changes}; make a new calculator for another model")
         if kwargs.get("with_grade") and not self.model.has_extrapolation_grade:
             raise ValueError(NO_GRADE)
+        wanted = {**self.parameters, **kwargs}
+        system = getattr(self, "_system", None)
+        if system is None or any(self.parameters[key] != wanted[key] for key in ("device", "threads")):
+            device = self._choose(wanted["device"])
+            system = System(self.model, device, wanted["threads"])  # where that fails, all is as it was
+            self.device, self._system = device, system
+            self._batch = None  # the system of calculate_batch
+            self._numbers = None
         changed = super().set(**kwargs)
         if changed:
             self.reset()
-            self.device = self._choose(self.parameters["device"])
-            self._system = System(self.model, self.device, self.parameters["threads"])
-            self._batch = None  # the system of calculate_batch
-            self._numbers = None
         return changed
 
     def _choose(self, device: str) -> str:
@@ -105,6 +109,8 @@ class MLFFCalculator(Calculator):
         return type(self), arguments, {"atoms": self.atoms, "results": self.results}
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        if atoms is not None and self.check_state(atoms):  # when this is called directly; get_property has looked before
+            self.results = {}
         super().calculate(atoms, properties, system_changes)
         atoms, wanted, solid = self.atoms, set(properties), bool(self.atoms.pbc.all())
         if wanted & {"stress", "stresses"} and not solid:
@@ -153,10 +159,12 @@ class MLFFCalculator(Calculator):
             ValueError: an unknown property or element, positions that are not finite, an impossible cell.
             The messages name the structure by its index.
         """
+        if isinstance(structures, Atoms):
+            raise TypeError("structures: expected a list of Atoms, got one; give [atoms]")
         structures = list(structures)
         wanted = {"energy", "forces", "stress"} if properties is None else set(properties)
         if wanted - set(self.implemented_properties):
-            raise ValueError(f"properties must be out of {' '.join(self.implemented_properties)}; got {' '.join(properties)}")
+            raise ValueError(f"properties must be out of {' '.join(self.implemented_properties)}; got {properties!r}")
         for index, atoms in enumerate(structures):
             self._check_elements(atoms, f"structure {index}, ")
             if properties is not None and wanted & {"stress", "stresses"} and not atoms.pbc.all():

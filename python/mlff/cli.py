@@ -72,7 +72,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command.add_argument("--sizes", type=_numbers, metavar="LIST", help="numbers of atoms, as in 21,648 (default: 10 to many)")
     command.add_argument("--large", action="store_true", help="also a million atoms")
     command.add_argument("--peers", metavar="CHECKPOINT", help="also time PyTorch with this checkpoint, of which the file was made")
-    command.add_argument("--seconds", type=float, default=1.0, help="for each measurement (default: %(default)s)")
+    command.add_argument("--seconds", type=_positive, default=1.0, help="for each measurement (default: %(default)s)")
     command.set_defaults(run=_bench)
 
     command = commands.add_parser("label", help="label structures with the energies, forces and stresses of a teacher")
@@ -84,7 +84,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     command.add_argument("--options", type=_options, default={}, help="keyword arguments of the teacher, as JSON")
     command.add_argument("--device", help='"cpu", "cuda" or "cuda:N" (default: the first GPU if there is one)')
     command.add_argument(
-        "--max-force", type=float, default=MAX_FORCE, help="leave out frames pushed harder than this, eV/Å (default: %(default)s)"
+        "--max-force", type=_positive, default=MAX_FORCE, help="leave out frames pushed harder than this, eV/Å (default: %(default)s)"
     )
     command.add_argument("--index", default=":", help="frames to label as a Python slice, to share the work: 0::2 and 1::2")
     command.set_defaults(run=_label)

@@ -14,6 +14,7 @@ import json
 import os
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -279,6 +280,8 @@ class System:
     """
 
     def __init__(self, model: Model, device: str = "cpu", threads: int = 0):
+        if not isinstance(threads, Integral):
+            raise TypeError(f"threads: expected a whole number, got {threads!r}")
         self.model, self.device = model, device
         self._library = model._library
         self._handle = c_void_p()

@@ -200,6 +200,15 @@ def build_payload(
     return payload.pack(header, tensors)
 
 
+def _read(structure) -> Atoms:
+    try:
+        return ase.io.read(structure)
+    except FileNotFoundError:
+        raise
+    except Exception as e:  # of any kind: its readers raise what they like
+        raise ValueError(f"{structure}: expected a structure that ASE can read, got {type(e).__name__}: {e}") from e
+
+
 def export(
     model,
     output,
@@ -237,7 +246,7 @@ def export(
     student = load_checkpoint(path)
     numbers = None
     if structure is not None:
-        atoms = structure if isinstance(structure, Atoms) else ase.io.read(structure)
+        atoms = structure if isinstance(structure, Atoms) else _read(structure)
         unknown = sorted({chemical_symbols[z] for z in atoms.numbers} - set(student.config.species))
         if unknown:
             raise ValueError(
@@ -245,6 +254,8 @@ def export(
             )
         numbers = atoms.numbers
     output = Path(output)
+    if output.is_dir():
+        raise IsADirectoryError(f"{output}: expected the name of a file to write, got a folder; for example {output / 'model.pt'}")
     if not output.parent.is_dir():  # said before the kernels are compiled, not after
         raise FileNotFoundError(f"{output}: the folder {output.parent} does not exist")
     data = build_payload(student, read_record(path), architectures, progress)

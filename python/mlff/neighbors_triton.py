@@ -128,8 +128,9 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
         # n must be at least floor(cutoff |inverse row| + 1/2); the host rounds too, so a difference in the last digits is none.
         h0, h1, h2 = n0 + 0.5, n1 + 0.5, n2 + 0.5
         reach = square_limit * (1.0 - 1e-12)
-        few = (h0 * h0 < reach * uu) | (h1 * h1 < reach * vv) | (h2 * h2 < reach * ww)
-        tl.atomic_max(flags + 6, b + 1, mask=few)
+        # Written so that a box that is not finite has too few as well, and the host looks at it.
+        enough = (h0 * h0 >= reach * uu) & (h1 * h1 >= reach * vv) & (h2 * h2 >= reach * ww)
+        tl.atomic_max(flags + 6, b + 1, mask=enough == 0)
     tl.atomic_max(flags + 3, row + 1, mask=(x + y + z) * 0.0 != 0.0)
     return count
 
@@ -189,6 +190,12 @@ def grid(counts, positions, starts, boxes, cutoff, rebuild, reference_box, grid_
     a0, a1, a2 = box_row(boxes, b, 0)
     b0, b1, b2 = box_row(boxes, b, 3)
     c0, c1, c2 = box_row(boxes, b, 6)
+    # Bins must be numbers: a box that is not finite counts as none, and the host looks at it.
+    finite = (a0 + a1 + a2 + b0 + b1 + b2 + c0 + c1 + c2) * 0.0 == 0.0
+    tl.atomic_max(flags + 6, b + 1, mask=finite == 0)
+    a0, a1, a2 = tl.where(finite, a0, 0.0), tl.where(finite, a1, 0.0), tl.where(finite, a2, 0.0)
+    b0, b1, b2 = tl.where(finite, b0, 0.0), tl.where(finite, b1, 0.0), tl.where(finite, b2, 0.0)
+    c0, c1, c2 = tl.where(finite, c0, 0.0), tl.where(finite, c1, 0.0), tl.where(finite, c2, 0.0)
     u0, u1, u2, v0, v1, v2, w0, w1, w2 = inverse_rows(a0, a1, a2, b0, b1, b2, c0, c1, c2)
     open0, open1, open2 = (a0 == 0) & (a1 == 0) & (a2 == 0), (b0 == 0) & (b1 == 0) & (b2 == 0), (c0 == 0) & (c1 == 0) & (c2 == 0)
     none = tl.full([BLOCK], 1e300, tl.float64)

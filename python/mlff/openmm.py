@@ -24,6 +24,7 @@ def _not_about_simtk(record: logging.LogRecord) -> bool:
 logging.getLogger().addFilter(_not_about_simtk)  # openmmtorch imports OpenMM by its old name, and the user is warned of it
 try:
     import openmmtorch
+    from openmm import app
 except ImportError as e:
     raise ImportError(f"mlff.openmm needs OpenMM and OpenMM-Torch: pip install 'mlff[openmm]' ({e})") from e
 finally:
@@ -63,10 +64,13 @@ def create_force(
 
     Raises:
         PayloadError: the file is missing, damaged, foreign or too new.
+        TypeError: ``topology`` is of another type.
         ValueError: an atom without element or with one that the model does not know; wrong ``atoms``.
         RuntimeError: the self-check failed.
         FileNotFoundError: the operator library is not installed.
     """
+    if not isinstance(topology, app.Topology):
+        raise TypeError(f"topology: expected an openmm.app.Topology, got {type(topology).__name__}; most of what reads files has one as its .topology")
     data = payload_file.find(model_path)
     _check_elements(payload_file.unpack(data, str(model_path))[0]["config"]["species"], topology, atoms)
     if self_check:

@@ -66,12 +66,15 @@ def run(script: str, folder: Path, ranks: int = 1, threads: int = 1, timeout: fl
 
     command = [program("mpiexec"), "-n", str(ranks)] if ranks > 1 else []
     (folder / "in.lammps").write_text(script)
-    done = subprocess.run(
-        [*command, program("lmp"), "-in", "in.lammps", "-nocite"],
-        cwd=folder, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment(), "OMP_NUM_THREADS": str(threads)},
-    )
-    assert done.returncode >= 0 and "signal" not in done.stdout.lower(), done.stdout[-3000:]
+    for _ in range(3):
+        done = subprocess.run(
+            [*command, program("lmp"), "-in", "in.lammps", "-nocite"],
+            cwd=folder, timeout=timeout, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment(), "OMP_NUM_THREADS": str(threads)},
+        )  # fmt: skip
+        assert done.returncode >= 0 and "signal" not in done.stdout.lower(), done.stdout[-3000:]
+        if not command or done.returncode == 0 or "ERROR" in done.stdout:
+            break  # else mpiexec has ended before it passed on what the rank that aborts had printed, as it does now and then
     assert (done.returncode != 0) == fails, done.stdout[-3000:]
     return done.stdout
 

@@ -23,7 +23,7 @@ from structures import structure
 
 from mlff import ase as module
 from mlff.ase import MLFFCalculator
-from mlff.core import MLFFFileError, MLFFResourceError
+from mlff.core import MLFFFileError, MLFFInputError, MLFFResourceError
 from mlff.export import build_payload
 
 
@@ -145,6 +145,12 @@ class TestCaching:
         assert calculator.get_property("energy", atoms, allow_calculation=False) is not None
         assert not calculator.calculation_required(atoms, ["energy", "forces"])
         assert calculator.calculation_required(atoms, ["stresses"])
+
+    def test_results_are_those_of_the_last_structure(self, calculator, model):
+        one, two = structure("ethanol"), structure("triclinic")
+        calculator.calculate(one, ["forces"])
+        calculator.calculate(two, ["energy"])
+        np.testing.assert_allclose(calculator.get_property("forces", two), reference(model, two).forces, atol=1e-4)
 
     def test_two_systems_share_a_calculator(self, calculator, model):
         one, two = structure("ethanol"), structure("triclinic")
@@ -316,6 +322,8 @@ class TestErrors:
             MLFFCalculator(path, colour="blue")
         with pytest.raises(ValueError, match="new calculator"):
             calculator.set(model_path="other.pt")
+        with pytest.raises(TypeError, match="threads: expected a whole number, got 'two'"):
+            MLFFCalculator(path, threads="two")
 
     def test_errors_are_one_line(self, calculator, tmp_path):
         for action in (lambda: MLFFCalculator(tmp_path / "none.pt"), lambda: calculator.get_property("energy", Atoms("Xe"))):
@@ -335,6 +343,15 @@ def test_threads_can_be_changed(calculator, model):
     calculator.set(threads=2)
     np.testing.assert_allclose(atoms.get_forces(), one, atol=1e-5)
     assert calculator.parameters["threads"] == 2
+
+
+@pytest.mark.parametrize("change", [{"threads": 5000}, {"device": "cuda:99"}])
+def test_a_change_that_fails_changes_nothing(calculator, change):
+    before = dict(calculator.parameters), calculator.device
+    for _ in range(2):
+        with pytest.raises((MLFFResourceError, MLFFInputError)):
+            calculator.set(**change)
+        assert (dict(calculator.parameters), calculator.device) == before
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------
@@ -421,8 +438,10 @@ class TestBatches:
             assert_as_single(calculator, [good], calculator.calculate_batch([good]))
 
     def test_unknown_property(self, calculator):
-        with pytest.raises(ValueError, match="properties must be out of energy .*; got dipole"):
+        with pytest.raises(ValueError, match=r"properties must be out of energy .*; got \['dipole'\]"):
             calculator.calculate_batch([structure("ethanol")], ["dipole"])
+        with pytest.raises(TypeError, match="expected a list of Atoms, got one"):
+            calculator.calculate_batch(structure("ethanol"))
 
 
 # ---- devices -----------------------------------------------------------------------------------------------------------
@@ -437,7 +456,7 @@ def test_device_without_code_for_it(path):
     assert "\n" not in str(error.value)
 
 
-def test_batches_on_a_stand_in_for_a_gpu(fake, parts, tmp_path, monkeypatch):  # noqa: F811
+def test_batches_on_a_stand_in_for_a_gpu(fake, parts, tmp_path, monkeypatch):
     """The way through the GPU without one (fake_gpu.py): small structures at once, a large one alone; errors."""
     path = tmp_path / "model.pt"
     path.write_bytes(packed(parts))

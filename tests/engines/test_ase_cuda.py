@@ -18,7 +18,7 @@ from mlff.extrapolation import Extrapolation
 
 
 @pytest.fixture
-def fake_path(fake, parts, tmp_path):  # noqa: F811
+def fake_path(fake, parts, tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(packed(parts))
     return path

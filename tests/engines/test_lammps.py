@@ -366,8 +366,19 @@ pair_coeff 2 3 zero
     check(results._replace(energies=results.energies[own], forces=results.forces[own], virials=results.virials[own]), model, atoms[own])
 
 
-def test_molecular_atoms_with_bonds(device, model, model_file, tmp_path):
+def check_bonded_pairs(script: str, device: str, folder: Path, model) -> None:
     """Bonds may be there when special_bonds keeps the pairs in the neighbour list; a GPU does not use that list."""
+    run(script + "special_bonds lj/coul 1 1 1\n" + FINAL, folder)
+    check_final(folder, model)
+    if device == "cuda":
+        run(script + FINAL, folder)
+        check_final(folder, model)
+        return
+    output = run(script + "run 0\n", folder, fails=True)
+    assert "use special_bonds lj/coul 1.0 1.0 1.0" in output
+
+
+def test_molecular_atoms_with_bonds(device, model, model_file, tmp_path):
     atoms = structure("ethanol")
     write_data(tmp_path / "plain.data", atoms)
     header, body = (tmp_path / "plain.data").read_text().split("Atoms # atomic\n\n")
@@ -383,14 +394,33 @@ read_data bonds.data
 bond_coeff *
 {pair_commands(model_file)}
 """
-    run(script + "special_bonds lj/coul 1 1 1\n" + FINAL, tmp_path)
-    check_final(tmp_path, model)
-    if device == "cuda":
-        run(script + FINAL, tmp_path)
-        check_final(tmp_path, model)
-        return
-    output = run(script + "run 0\n", tmp_path, fails=True)
-    assert "use special_bonds lj/coul 1.0 1.0 1.0" in output
+    check_bonded_pairs(script, device, tmp_path, model)
+
+
+def test_molecules_of_a_template(device, model, model_file, tmp_path):
+    atoms = structure("ethanol")[:3]
+    write_data(tmp_path / "plain.data", atoms)
+    header, body = (tmp_path / "plain.data").read_text().split("Atoms # atomic\n\n")
+    rows = [x.split() for x in body.splitlines()]
+    body = "".join(f"{x[0]} 1 1 {x[0]} {' '.join(x[1:])}\n" for x in rows)  # molecule, template, atom of the template
+    header = header.replace("3 atom types", "3 atom types\n1 bond types")
+    (tmp_path / "template.data").write_text(header + "Atoms # template\n\n" + body)
+    types = "".join(f"{k + 1} {x[1]}\n" for k, x in enumerate(rows))
+    (tmp_path / "three.mol").write_text(
+        f"three atoms\n\n3 atoms\n2 bonds\n\nTypes\n\n{types}\nBonds\n\n1 1 1 2\n2 1 2 3\n\n"
+        "Special Bond Counts\n\n1 1 1 0\n2 2 0 0\n3 1 1 0\n\nSpecial Bonds\n\n1 2 3\n2 1 3\n3 2 1\n"
+    )
+    script = f"""
+units metal
+molecule three three.mol
+atom_style template three
+boundary f f f
+bond_style zero
+read_data template.data
+bond_coeff *
+{pair_commands(model_file)}
+"""
+    check_bonded_pairs(script, device, tmp_path, model)
 
 
 @pytest.fixture(scope="module")

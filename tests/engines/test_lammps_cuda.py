@@ -34,7 +34,7 @@ def model_file(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def driver(fake_library, monkeypatch):  # noqa: F811
+def driver(fake_library, monkeypatch):
     monkeypatch.setenv("MLFF_CUDA_DRIVER", str(fake_library))
 
 

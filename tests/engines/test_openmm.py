@@ -268,6 +268,11 @@ def test_wrong_atoms(model_path, chosen, words):
         mlff.openmm.create_force(model_path, topology_of(ethanol()), atoms=chosen)
 
 
+def test_wrong_topology(model_path):
+    with pytest.raises(TypeError, match="topology: expected an openmm.app.Topology, got str"):
+        mlff.openmm.create_force(model_path, "system.pdb")
+
+
 def test_no_elements_in_the_file(model_path, platform):
     import openmmtorch
 

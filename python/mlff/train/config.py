@@ -112,7 +112,7 @@ def read_config(path: Path) -> Config:
         content = YAML(typ="safe", pure=True).load(path)  # YAML 1.2: 1e-3 is a number, No an element; a key twice is an error
         text = json.dumps(content)
     except (YAMLError, UnicodeDecodeError, TypeError) as e:
-        raise ValueError(f"{path} is not a YAML file of settings: {e}") from e
+        raise ValueError(f"{path} is not a YAML file of settings: {_short(e)}") from e
     try:
         config = Config.model_validate_json(text)
     except ValidationError as e:
@@ -138,4 +138,10 @@ def _reason(error: dict) -> str:
     if error["type"] == "missing":
         return f"expected the key {key}"
     message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key}: {message}, got {error['input']!r}"
+    return f"{key}: {message}, got {_short(repr(error['input']))}"
+
+
+def _short(text: object) -> str:
+    """Not all of a file that is none of settings."""
+    text = str(text)
+    return text if len(text) <= 500 else f"{text[:500]} ..."

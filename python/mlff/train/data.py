@@ -349,7 +349,7 @@ def split(frames: list[Atoms], group: str, validation: float, held_out: float, s
         if share > 0 and not members:
             groups = len({str(atoms.info[group]) for atoms in frames})
             got = f"none of {groups} groups info[{group!r}]"
-            raise ValueError(f"expected some {name} data, got {got}; add groups or raise the share")
+            raise ValueError(f"expected some {name} data, which have a share of {share:g}, got {got}; add groups or make that share larger")
     return sides
 
 

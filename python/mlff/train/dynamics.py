@@ -167,6 +167,11 @@ class SO3LR(Potential):
         return out["energy"].detach().double(), out["forces"].detach().double(), pressure
 
 
+def _in_open_space(batch: Batch, name: str) -> None:
+    if batch.periodic.any():
+        raise ValueError(f"the potential {name} takes molecules in open space, got a periodic box; use Student or SO3LR")
+
+
 class AIMNet2(Potential):
     """One member of AIMNet2's ensemble over a whole batch of molecules: it moves atoms, labels are made by all four.
 
@@ -199,6 +204,7 @@ class AIMNet2(Potential):
 
     def __call__(self, batch: Batch):
         if self.chunks_of is not batch:
+            _in_open_space(batch, "AIMNet2")
             self._pad(batch)
         energy, forces = torch.zeros_like(batch.box[:, 0]), torch.zeros_like(batch.positions)
         for systems, rows, filled in self.chunks:
@@ -244,6 +250,7 @@ class Compiled(Potential):
 
     def __call__(self, batch: Batch):
         if self.batch is not batch:
+            _in_open_space(batch, "Compiled")
             self.system.set_atoms(batch.numbers.cpu().numpy())
             self.system.set_structures([*batch.first.tolist(), len(batch.numbers)])
             self.batch = batch
@@ -272,7 +279,7 @@ class Langevin:
     barostat_stride = 10
 
     def __init__(self, batch, potential, temperatures, timestep=0.5, friction=0.01, pressure=None, tau=500.0, seed=0):
-        self.batch, self.potential = batch, potential
+        self.batch, self.potential, self.steps = batch, potential, 0
         self.generator = torch.Generator(device=batch.device).manual_seed(seed)
         self.dt = timestep * units.fs
         friction = torch.as_tensor(friction, dtype=torch.float64, device=batch.device).expand(batch.size)
@@ -299,7 +306,8 @@ class Langevin:
 
     def step(self, count: int) -> None:
         batch = self.batch
-        for n in range(count):
+        for _ in range(count):
+            self.steps += 1
             self.velocities += 0.5 * self.dt * self.forces / batch.masses
             batch.positions += 0.5 * self.dt * self.velocities
             if self.thermostat:
@@ -308,7 +316,7 @@ class Langevin:
             batch.positions += 0.5 * self.dt * self.velocities
             self.energy, self.forces, self.virial_pressure = self.potential(batch)
             self.velocities += 0.5 * self.dt * self.forces / batch.masses
-            if self.pressure is not None and n % self.barostat_stride == 0:
+            if self.pressure is not None and self.steps % self.barostat_stride == 0:
                 self._rescale_cells()
 
     def snapshot(self) -> list[Atoms]:

@@ -48,7 +48,8 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
     infinities are left out, too.
 
     Returns the record that is beside the target, with the numbers of frames `labelled`, `left_out` for their force and
-    `not_finite`. A frame that the teacher or a student cannot take (data.check) raises ValueError before anything is labelled.
+    `not_finite`. A frame that the teacher or a student cannot take (data.check) raises ValueError before anything is labelled, and so does
+    an unfinished labelling of other frames, by another teacher or to another limit into the same target.
     """
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file of structures")
@@ -64,8 +65,15 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
         _suits(atoms, teacher, Place(source, k, atoms, index))
     part, state = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
     done = {"frames": 0, "labelled": 0, "left_out": 0, "not_finite": 0, "bytes": 0}
-    if part.is_file() and _read(state).get("job") == job and part.stat().st_size >= _read(state)["done"]["bytes"]:
-        done = _read(state)["done"]
+    begun = _read(state) if part.is_file() else {}
+    if begun.get("job", job) != job:
+        differ = ", ".join(key for key, value in job.items() if begun["job"].get(key) != value)
+        raise ValueError(
+            f"{part} holds {begun['done']['frames']} frames of another labelling, with another {differ}; let that one end with the settings that "
+            f"it had, or remove {part.name} to begin anew"
+        )
+    if begun and part.stat().st_size >= begun["done"]["bytes"]:
+        done = begun["done"]
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(part, "ab") as f:
         f.truncate(done["bytes"])  # what was written of an unfinished batch
@@ -87,9 +95,9 @@ def label_file(source: Path, target: Path, teacher: Teacher, max_force: float = 
             bar.advance(task, len(batch))
     counts = {key: done[key] for key in ("labelled", "left_out", "not_finite")}
     record = {**job, **counts, "sha256": sha256([part])}
-    os.replace(part, target)
-    with replacing(target.with_suffix(".json")) as path:
+    with replacing(target.with_suffix(".json")) as path:  # first: as long as the labels are not there, the same command goes on from the part
         path.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(part, target)
     state.unlink(missing_ok=True)
     return record
 

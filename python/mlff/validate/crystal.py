@@ -61,9 +61,7 @@ def unit_cell(species: list[str], given: Atoms | None = None) -> Atoms:
         if set(elements.split()) == set(species):
             return bulk(name, structure, a=a)
     some = " ".join(species) if len(species) < 10 else f"{len(species)} elements"
-    raise ValueError(
-        f"the suite crystal has no cubic crystal of {some}; name its elements (--elements Mg,O), or give one (--cell FILE)"
-    )
+    raise ValueError(f"the suite crystal has no cubic crystal of {some}; give one (--cell FILE)")
 
 
 def lattice_constant(cell: Atoms) -> float:
