@@ -88,9 +88,5 @@ constexpr double kCoincident = 1e-6;  // Angstrom, below which two atoms have no
   fail(MLFF_ERROR_INPUT, "atoms %lld and %lld are at the same place (closer than %g Angstrom); move one of them", (long long)i,
        (long long)j, kCoincident);
 }
-[[noreturn]] inline void fail_energy(int64_t i) {
-  fail(MLFF_ERROR_INPUT, "the energy of atom %lld is not finite: the structure is outside what the model can evaluate",
-       (long long)i);
-}
 
 }  // namespace mlff

@@ -229,7 +229,9 @@ void CpuSystem::run_stages(const std::vector<Stage> &stages, bool backward, int 
 void CpuSystem::collect_energy(const mlff_results &results) const {
   double energy = 0.0;
   for (int64_t i = 0; i < n_local_; i++) {
-    if (!std::isfinite(atom_energy_[i])) fail_energy(i);
+    if (!std::isfinite(atom_energy_[i]))
+      fail(MLFF_ERROR_INPUT, "the energy of atom %lld is not finite: the structure is outside what the model can evaluate",
+           (long long)i);
     energy += atom_energy_[i];
   }
   if (results.energy) *results.energy = energy;

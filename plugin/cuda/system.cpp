@@ -76,6 +76,7 @@ CudaSystem::CudaSystem(std::shared_ptr<Device> device) : System(device->model), 
 
 void CudaSystem::atoms_changed() {
   atoms_dirty_ = rebuild_ = true;
+  wide_ = false;
   warm_.reset();
   detach();
 }
@@ -97,7 +98,8 @@ bool CudaSystem::fits_dense(int64_t n, double images) const {
 }
 
 CudaSystem::Setup CudaSystem::choose(bool dense, bool backward) const {
-  return {dense, backward, exchange_ || n_total_ > n_local_, plan_.schedule(n_total_)};
+  const bool pieces = exchange_ || n_total_ > n_local_;
+  return {dense, backward, pieces, wide_ || pieces ? int(plan_.schedules.size()) - 1 : plan_.schedule(n_total_)};
 }
 
 std::vector<const Stage *> CudaSystem::stages(const Setup &setup) const {
@@ -299,12 +301,14 @@ bool CudaSystem::run(const Setup &setup, StreamHandle stream, const Callers &cal
   if (g.pieces.empty()) launch(stages(setup), stream, caller);
   for (size_t k = 0; k < g.pieces.size(); k++) {
     if (g.pieces[k]) MLFF_CUDA(cuGraphLaunch, g.pieces[k].get(), stream);
-    if (k < g.exchanges.size() && !exchange_rows(g.exchanges[k], k == 0, stream)) return false;
+    if (k < g.exchanges.size() && !exchange_rows(g, k, stream)) return false;
   }
   return true;
 }
 
-bool CudaSystem::exchange_rows(int array, bool first, StreamHandle stream) {
+bool CudaSystem::exchange_rows(const Graphs &graphs, size_t number, StreamHandle stream) {
+  const int array = graphs.exchanges[number];
+  const bool first = number == 0;
   const int64_t width = plan_.arrays[size_t(array)].width, row = width * int64_t(sizeof(float));
   auto *rows = static_cast<float *>(exchanged_.reserve(device_->context, size_t(n_total_ * row) + 16 * sizeof(int32_t)));
   auto *flags = reinterpret_cast<int32_t *>(rows + n_total_ * width);
@@ -312,7 +316,7 @@ bool CudaSystem::exchange_rows(int array, bool first, StreamHandle stream) {
   if (first) MLFF_CUDA(cuMemcpyDtoHAsync, flags, pointer(kFlags), 16 * sizeof(int32_t), stream);
   MLFF_CUDA(cuStreamSynchronize, stream);
   // A rank that evaluates again must do so before it has exchanged anything: the others count the exchanges.
-  if (first && must_repeat(flags, dense_)) return false;
+  if (first && must_repeat(flags, graphs.setup)) return false;
   {
     const Suspended suspended;
     exchange(rows, int32_t(width));
@@ -325,20 +329,22 @@ bool CudaSystem::exchange_rows(int array, bool first, StreamHandle stream) {
   return true;
 }
 
-bool CudaSystem::must_repeat(const int32_t *flags, bool dense) {
+bool CudaSystem::must_repeat(const int32_t *flags, const Setup &setup) {
   if (flags[3])
     fail(MLFF_ERROR_INPUT, "the position of atom %d is not finite, or absurdly far from the cell or the other atoms",
          flags[3] - 1);
   if (flags[4] && flags[5]) fail_coincident(std::min(flags[4], flags[5]) - 1, std::max(flags[4], flags[5]) - 1);
   bool repeat = false;
   if (flags[0] > capacity_.edges) edge_capacity_ = with_headroom(flags[0]), repeat = true;
-  if (flags[1] > capacity_.candidates && !dense) list_candidates_ = with_headroom(flags[1]), repeat = true;
+  if (flags[1] > capacity_.candidates && !setup.dense) list_candidates_ = with_headroom(flags[1]), repeat = true;
   if (repeat) return true;
   if (flags[1] > capacity_.candidates)
     fail(MLFF_ERROR_INTERNAL, "the dense search met %d candidates of an atom, there is room for %lld", flags[1],
          (long long)capacity_.candidates);
-  if (flags[7] && !flags[6]) fail_energy(flags[7] - 1);
-  return false;
+  if (!flags[7] || flags[6]) return false;
+  if (setup.schedule + 1 < int(plan_.schedules.size())) return wide_ = true;
+  fail(MLFF_ERROR_INPUT,
+       "the energy of atom %d, or the force on it, is not finite: the structure is outside what the model can evaluate", flags[7] - 1);
 }
 
 // ---- arrays of the host -----------------------------------------------------------------------------------------------
@@ -384,7 +390,7 @@ void CudaSystem::compute_batch(const double *positions, const double *cells, con
   evaluate(positions, choose(dense, results.forces || results.virial || results.atom_virial), results);
 }
 
-void CudaSystem::evaluate(const double *positions, const Setup &setup, const mlff_results &results) {
+void CudaSystem::evaluate(const double *positions, Setup setup, const mlff_results &results) {
   const auto list = stages(setup);
   check_grade(results);
   check_exchange(std::any_of(list.begin(), list.end(), [](const Stage *s) { return s->kernel < 0; }));
@@ -400,6 +406,7 @@ void CudaSystem::evaluate(const double *positions, const Setup &setup, const mlf
   auto *staged = static_cast<double *>(positions_.reserve(device_->context, size_t(3 * n_total_) * sizeof(double)));
   std::copy_n(positions, 3 * n_total_, staged);
   for (int round = 0; round < kMaxRounds; round++) {
+    setup = choose(setup.dense, setup.backward);
     make_room(setup, dense_candidates_, stream);
     upload(setup, stream);
     put(kBoxes, boxes_.data(), boxes_.size() * sizeof(double), stream);
@@ -409,7 +416,7 @@ void CudaSystem::evaluate(const double *positions, const Setup &setup, const mlf
     const int32_t *flags = fetch(results);
     clean_ = true;
     rebuild_ = true;
-    if (must_repeat(flags, setup.dense)) continue;
+    if (must_repeat(flags, setup)) continue;
     if (flags[6]) fail(MLFF_ERROR_INTERNAL, "the device asks for more images of structure %d than its cell needs", flags[6] - 1);
     rebuild_ = false;
     deliver(results);

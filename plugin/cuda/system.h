@@ -83,9 +83,9 @@ class CudaSystem : public System {
   // Without pieces where the caller's pointers are new: they may never come back, and to make a graph takes as long as several evaluations.
   Graphs &graphs(const Setup &setup, const Callers &caller);
   bool run(const Setup &setup, StreamHandle stream, const Callers &caller = {});  // false: more room is needed, nothing was exchanged
-  bool exchange_rows(int array, bool first, StreamHandle stream);  // likewise
-  bool must_repeat(const int32_t *flags, bool dense);              // throws if the flags tell of bad input
-  void evaluate(const double *positions, const Setup &setup, const mlff_results &results);
+  bool exchange_rows(const Graphs &graphs, size_t number, StreamHandle stream);  // likewise
+  bool must_repeat(const int32_t *flags, const Setup &setup);  // throws if the flags tell of bad input
+  void evaluate(const double *positions, Setup setup, const mlff_results &results);
   void evaluate_nothing(const Setup &setup, const mlff_results &results) const;
   const int32_t *fetch(const mlff_results &results);  // into results_; returns the flags
   void deliver(const mlff_results &results) const;
@@ -113,6 +113,7 @@ class CudaSystem : public System {
   bool atoms_dirty_ = true, rebuild_ = true;
   bool clean_ = false;  // whether the last evaluation ended, and so cleared the flags
   bool dense_ = false;  // whether the last evaluation used the dense search
+  bool wide_ = false;   // whether these atoms have met numbers beyond what kernels for few atoms can take
 
   std::vector<int32_t> caller_atoms_;
   int64_t caller_rows_ = -1;

@@ -5,11 +5,13 @@ sums: the float32 product but for 2^-22 of the largest terms (Markidis et al., N
 & Precision, 2018). That takes half the time of the same trick with TF32, and the weights are split when the file is written.
 Halves have a narrow range, so
 
-- a weight is stored times HALVES_SCALE, hi above lo ([2 K, N]), and
+- a weight is stored times HALVES_SCALE, hi above lo ([2 K, N]),
+- all gradients between readout and edges are times GRADIENT_SCALE, and
 - a block of a row of features or gradients, of which nothing is known beforehand, is divided by a power of two near its
   largest number.
 
-The radial basis is bounded and needs no scale of its own.
+For few atoms the last takes too long. There a feature or gradient beyond 65504 becomes NaN, and so do all energies or forces that it
+has part in: the backend sees that and evaluates again with the kernels for many atoms. The radial basis is bounded and needs no scale of its own.
 
 Every kernel of an atom-wise layer is one product: a program has BM rows and BN columns, loads its weights before it waits for the
 kernel before (launch_triton.py), and then its rows. Programs next to each other share the rows. Rows beyond the last atom exist,
@@ -29,9 +31,10 @@ import triton
 import triton.language as tl
 
 from .launch_triton import together
-from .plan import HALVES_SCALE
+from .plan import GRADIENT_SCALE, HALVES_SCALE
 
 UNSCALE = tl.constexpr(1.0 / HALVES_SCALE)
+GRADIENT = tl.constexpr(GRADIENT_SCALE)
 
 
 @triton.jit
@@ -61,17 +64,19 @@ def place(ACROSS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def halves(a):
-    """hi, lo [BM, K] of the rows of a, and what their products are to be multiplied by: see above for both kinds."""
-    if a.shape[0] > 16:
-        largest = tl.max(tl.abs(a), 1, keep_dims=True)
-        exponent = tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) & 255, 253)
-        a *= ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-        hi = a.to(tl.float16)
-        return hi, (a - hi.to(tl.float32)).to(tl.float16), (exponent << 23).to(tl.float32, bitcast=True) * UNSCALE
-    else:
-        hi = a.to(tl.float16)
-        hi, lo = together(hi, (a - hi.to(tl.float32)).to(tl.float16))
-        return hi, lo, UNSCALE
+    """hi, lo [BM, K] of the rows of a divided by powers of two, and what their products are to be multiplied by."""
+    largest = tl.max(tl.abs(a), 1, keep_dims=True)
+    exponent = tl.minimum((largest.to(tl.int32, bitcast=True) >> 23) & 255, 253)
+    a *= ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+    hi = a.to(tl.float16)
+    return hi, (a - hi.to(tl.float32)).to(tl.float16), (exponent << 23).to(tl.float32, bitcast=True) * UNSCALE
+
+
+@triton.jit
+def unscaled_halves(a):
+    """hi, lo [BM, K] of numbers up to 65504, to 22 bits or 3e-8."""
+    hi = a.to(tl.float16)
+    return together(hi, (a - hi.to(tl.float32)).to(tl.float16))
 
 
 @triton.jit
@@ -94,6 +99,13 @@ def product(a, w_hi, w_lo):
     """a @ weight for float32 a [BM, K]."""
     hi, lo, scale = halves(a)
     return halves_product(hi, lo, scale, w_hi, w_lo)
+
+
+@triton.jit
+def unscaled_product(a, w_hi, w_lo):
+    """product for few atoms, of numbers that :func:`unscaled_halves` can take."""
+    hi, lo = unscaled_halves(a)
+    return halves_product(hi, lo, UNSCALE, w_hi, w_lo)
 
 
 @triton.jit

@@ -122,7 +122,7 @@ def _sums_and_largest(a, m, b, n):
 @triton.jit
 def _virials_and_energies(row, end, n_local, order, row_energy, atom_virial, atom_energy, failed, BACKWARD: tl.constexpr):
     """Of rows [BLOCK, 1] before ``end``, [BLOCK, 8]: the virial and in column 6 the energy, which is written in the caller's order too; and
-    in column 6 one more than the caller's index of an atom whose energy is not finite, unless something else explains it."""
+    where one of them is not finite, one more than the caller's index of the atom, unless something else explains it."""
     column = tl.arange(0, 8)[None, :]
     inside, is_energy = row < end, column == 6
     wanted = inside & is_energy & (row < n_local)
@@ -131,7 +131,7 @@ def _virials_and_energies(row, end, n_local, order, row_energy, atom_virial, ato
     caller = tl.load(order + row, mask=inside, other=0)
     values = tl.load(tl.where(is_energy, row_energy + row + 0 * column, atom_virial + row.to(tl.int64) * 6 + column), mask=wanted, other=0.0)
     tl.store(atom_energy + caller + 0 * column, tl.where(failed, float("nan"), values), mask=inside & is_energy)
-    return values, tl.where(is_energy & (values * 0.0 != 0.0) & (failed == 0), caller + 1, 0)
+    return values, tl.where((values * 0.0 != 0.0) & (failed == 0), caller + 1, 0)
 
 
 @triton.jit

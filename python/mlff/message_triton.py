@@ -12,10 +12,12 @@ The atom-wise kernels have the form of dense_triton.py.
 import triton
 import triton.language as tl
 
-from .dense_triton import UNSCALE, filter_columns, filter_product, place, product, silu, silu_slope, store_hidden, weights
+from .dense_triton import (
+    GRADIENT, UNSCALE, filter_columns, filter_product, place, product, silu, silu_slope, store_hidden, unscaled_product, weights,
+)
 from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
 from .launch_triton import finished, previous_kernel, together
-from .update_triton import load_sum, load_vector, mix_gradient, rows_of, store_norms
+from .update_triton import load_mix, load_sum, load_vector, rows_of, store_norms
 
 
 @triton.jit
@@ -91,7 +93,7 @@ def moment_rows(m, SKP: tl.constexpr, BK: tl.constexpr):
 def moment_product(value, rows, hi, lo):
     """Blocks of moments times blocks of weights, added to a value."""
     for k in tl.static_range(len(rows)):
-        value += product(rows[k], hi[k], lo[k])
+        value += unscaled_product(rows[k], hi[k], lo[k])
     return value
 
 
@@ -227,7 +229,7 @@ def source_merged(
     v_0, v_1, v_2 = load_vector(v + row * (3 * F) + tl.where(is_vv, c - 2 * F, 0), F)
     h, v_0, v_1, v_2 = together(load_sum(terms + row * (TERMS * F) + k, F, TERMS), v_0, v_1, v_2)
     h += of_units
-    value = product(silu(h), w_hi, w_lo) + bias
+    value = unscaled_product(silu(h), w_hi, w_lo) + bias
     out = x + row * (5 * F) + c
     if is_vv:
         tl.store(x_vv + row * F - 2 * F + c, value)
@@ -262,8 +264,8 @@ def source_merged_backward(
     factor, past, hi_0, lo_0, hi_1, lo_1, hi_2, lo_2, to_hi, to_lo = together(factor, past, hi_0, lo_0, hi_1, lo_1, hi_2, lo_2, to_hi, to_lo)
     previous_kernel()
     g_0, g_1, g_2 = load_vector(g_x + row * (3 * F) + k[None, :], F)
-    g_h = product(g_0, hi_0, lo_0) + product(g_1, hi_1, lo_1) + product(g_2, hi_2, lo_2)
-    tl.store(parts + row * (F * (F // H)) + c, tl.where(part == 0, past, 0.0) + product(g_h * factor, to_hi, to_lo))
+    g_h = unscaled_product(g_0, hi_0, lo_0) + unscaled_product(g_1, hi_1, lo_1) + unscaled_product(g_2, hi_2, lo_2)
+    tl.store(parts + row * (F * (F // H)) + c, tl.where(part == 0, past, 0.0) + unscaled_product(g_h * factor, to_hi, to_lo))
 
 
 @triton.jit
@@ -534,24 +536,26 @@ def message_first_merged_backward(
             previous_kernel()
         own = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
         previous_kernel()
-        value = product(own + load_sum(parts, 2 * F, PARTS), w_hi, w_lo)
+        value = unscaled_product(own + load_sum(parts, 2 * F, PARTS), w_hi, w_lo)
     else:
         w = q_vpq + m * (3 * F) + down
         p_hi, p_lo = weights(w + F, SKP * 3 * F)
         q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
+        p, q, along, a_sv, g_q = load_mix(g, pq, gates, row, axis, k, F, ONLY, EPSILON)
+        of_output = g_s + row * WIDTH + k
         if ONLY:
-            p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
+            p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo = together(p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo)
             previous_kernel()
-        g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, ONLY, EPSILON)
-        if ONLY:
-            value = product(g_q, q_hi, q_lo)
+            g_dot = load_sum(of_output, F, SUMMANDS) * a_sv
+            value = unscaled_product(g_dot * p, q_hi, q_lo)
         else:
+            g_dot = load_sum(of_output, F, SUMMANDS) * a_sv
             w_hi, w_lo = weights(w, SKP * 3 * F)
             past = tl.load(g + row * (4 * F) + (1 + axis) * F + k)
             past, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo = together(past, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo)
-            value = product(g_q, q_hi, q_lo) + product(past, w_hi, w_lo)
-        previous_kernel()
-        value += product(g_p + along * load_sum(parts + F, 2 * F, PARTS), p_hi, p_lo)
+            value = unscaled_product(g_q + g_dot * p, q_hi, q_lo) + unscaled_product(past, w_hi, w_lo)
+            previous_kernel()
+        value += unscaled_product(g_dot * q + along * load_sum(parts + F, 2 * F, PARTS), p_hi, p_lo)
     tl.store(g_moments + row * (4 * SKP) + c, value)
 
 
@@ -578,7 +582,7 @@ def edge_gradient(
         u_1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)
         u_2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)
         d = tl.load(distance + e, mask=inside, other=1.0)
-        g_d = tl.load(repulsion_slope + e, mask=inside, other=0.0)
+        g_d = tl.load(repulsion_slope + e, mask=inside, other=0.0) * GRADIENT
         g_0, g_1, g_2 = g_d * 0.0, g_d * 0.0, g_d * 0.0
         if SLICES > 0:
             slices = tl.arange(0, 4 * SLICES)
@@ -611,7 +615,7 @@ def edge_gradient(
             g_1 += b * m_2
             g_2 += b * m_3
         along = g_d - (g_0 * u_0 + g_1 * u_1 + g_2 * u_2) * inverse
-        tl.store(gradient + e * 4, along * u_0 + g_0 * inverse, mask=inside)
-        tl.store(gradient + e * 4 + 1, along * u_1 + g_1 * inverse, mask=inside)
-        tl.store(gradient + e * 4 + 2, along * u_2 + g_2 * inverse, mask=inside)
+        tl.store(gradient + e * 4, (along * u_0 + g_0 * inverse) * (1.0 / GRADIENT), mask=inside)
+        tl.store(gradient + e * 4 + 1, (along * u_1 + g_1 * inverse) * (1.0 / GRADIENT), mask=inside)
+        tl.store(gradient + e * 4 + 2, (along * u_2 + g_2 * inverse) * (1.0 / GRADIENT), mask=inside)
     previous_kernel()

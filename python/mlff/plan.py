@@ -221,6 +221,7 @@ class Schedule:
 
 
 HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves: far below 65504 / 256, their lo parts far above the smallest half
+GRADIENT_SCALE = 256.0  # of gradients between readout and edges, eV for a number of features: those of trained models are 1e-3 to 1
 SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
 SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, edges=64, edge_warps=2,
                  merged=Blocks(16, 32, 8), merged_backward=Blocks(16, 64, 4))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .dense_triton import halves, halves_product, place, product, silu, silu_slope, weights
+from .dense_triton import GRADIENT, halves, halves_product, place, product, silu, silu_slope, unscaled_product, weights
 from .launch_triton import previous_kernel, together
 from .update_triton import load_sum, load_vector
 
@@ -43,7 +43,7 @@ def readout(
         h += product(tl.load(s + row * F + k0 + k[None, :]), w_hi, w_lo)
     if tl.program_id(0) % (F // BN) == 0:
         store_energies(h, i, known, fixed, weight, constant, row_energy)
-    hi, lo, scale = halves(tl.where(known[:, None], silu_slope(h) * weight, 0.0))
+    hi, lo, scale = halves(tl.where(known[:, None], silu_slope(h) * weight * GRADIENT, 0.0))
     tl.store(g + row * (4 * F) + c, halves_product(hi, lo, scale, t_hi, t_lo))
 
 
@@ -89,9 +89,9 @@ def readout_merged_backward(
     previous_kernel()
     h, factor = together(load_sum(terms + row * (TERMS * M) + m[None, :], M, TERMS), tl.load(slope + row * F + unit[None, :]))
     h += bias
-    g = product(tl.where((z >= 0)[:, None], silu_slope(h) * weight, 0.0), t_hi, t_lo)
-    g_h = product(g, ss_hi, ss_lo) + product(g * p_dot_q, sv_hi, sv_lo)
-    tl.store(parts + row * (2 * F * (F // H)) + c, product(g_h * factor, to_hi, to_lo))
+    g = unscaled_product(tl.where((z >= 0)[:, None], silu_slope(h) * weight * GRADIENT, 0.0), t_hi, t_lo)
+    g_h = unscaled_product(g, ss_hi, ss_lo) + unscaled_product(g * p_dot_q, sv_hi, sv_lo)
+    tl.store(parts + row * (2 * F * (F // H)) + c, unscaled_product(g_h * factor, to_hi, to_lo))
     if tl.program_id(0) % ACROSS == 0:
         store_energies(h, i, z >= 0, fixed, weight, constant, row_energy)
         tl.store(g_out + row * (4 * F) + k, g)

@@ -8,7 +8,9 @@ For many atoms every kernel is one product. For few atoms the kernels named ``me
 import triton
 import triton.language as tl
 
-from .dense_triton import halves, halves_product, place, product, silu, silu_slope, store_hidden, weights
+from .dense_triton import (
+    UNSCALE, halves, halves_product, place, product, silu, silu_slope, store_hidden, unscaled_halves, unscaled_product, weights,
+)
 from .launch_triton import previous_kernel, together
 
 
@@ -265,19 +267,19 @@ def update_mix_merged(
         w_hi, w_lo, n_hi, n_lo = together(w_hi, w_lo, n_hi, n_lo)
         previous_kernel()
         v_0, v_1, v_2 = together(*load_vector(v + row * (3 * F) + across, F))
-        p_0, p_1, p_2 = product(v_0, w_hi, w_lo), product(v_1, w_hi, w_lo), product(v_2, w_hi, w_lo)
+        p_0, p_1, p_2 = unscaled_product(v_0, w_hi, w_lo), unscaled_product(v_1, w_hi, w_lo), unscaled_product(v_2, w_hi, w_lo)
         store_norms(pq + row * (6 * F) + c, terms + (1 + block) * F + across, p_0, p_1, p_2, n_hi, n_lo, F, EPSILON)
     elif block < 4 * P:
         axis = block // P - 1
         c -= (1 + axis) * F
         w_hi, w_lo = together(*weights(vu + k * (2 * F) + F + c, 2 * F * F))
         previous_kernel()
-        tl.store(pq + row * (6 * F) + (2 * axis + 1) * F + c, product(tl.load(v + row * (3 * F) + axis * F + across), w_hi, w_lo))
+        tl.store(pq + row * (6 * F) + (2 * axis + 1) * F + c, unscaled_product(tl.load(v + row * (3 * F) + axis * F + across), w_hi, w_lo))
     else:
         c -= 4 * F
         w_hi, w_lo = together(*weights(w1 + k * F + c, 2 * F * F))
         previous_kernel()
-        tl.store(terms + c, product(tl.load(s + row * F + across), w_hi, w_lo))
+        tl.store(terms + c, unscaled_product(tl.load(s + row * F + across), w_hi, w_lo))
 
 
 @triton.jit
@@ -286,7 +288,7 @@ def store_norms(pq, term, p_0, p_1, p_2, n_hi, n_lo, F: tl.constexpr, EPSILON: t
     tl.store(pq, p_0)
     tl.store(pq + 2 * F, p_1)
     tl.store(pq + 4 * F, p_2)
-    tl.store(term, product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo))
+    tl.store(term, unscaled_product(norm_of(p_0, p_1, p_2, EPSILON), n_hi, n_lo))
 
 
 @triton.jit
@@ -317,12 +319,12 @@ def update_merged(
         q_0, q_1, q_2 = load_vector(p + F, 2 * F)
         h, own, p_0, p_1, p_2, q_0, q_1, q_2 = together(h, own, p_0, p_1, p_2, q_0, q_1, q_2)
         h += b_h
-        hi, lo, scale = halves(silu(h))
-        a_sv = halves_product(hi, lo, scale, sv_hi, sv_lo) + b_sv
-        a_ss = halves_product(hi, lo, scale, ss_hi, ss_lo) + b_ss
+        hi, lo = unscaled_halves(silu(h))
+        a_sv = halves_product(hi, lo, UNSCALE, sv_hi, sv_lo) + b_sv
+        a_ss = halves_product(hi, lo, UNSCALE, ss_hi, ss_lo) + b_ss
         value = own + a_ss + a_sv * (p_0 * q_0 + p_1 * q_1 + p_2 * q_2)
         term = next_terms + row * (P * N) + tl.program_id(0) % ACROSS * N + tl.arange(0, N)[None, :]
-        tl.store(term, product(value, n_hi, n_lo))
+        tl.store(term, unscaled_product(value, n_hi, n_lo))
         tl.store(gates + row * (2 * F) + F + c, a_sv)
         tl.store(s_out + row * F + c, value)
         if tl.program_id(0) % ACROSS == 0:
@@ -335,7 +337,7 @@ def update_merged(
         q_0, q_1, q_2 = load_vector(p, 2 * F)
         v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c - F, F)
         h, q_0, q_1, q_2, v_0, v_1, v_2 = together(h, q_0, q_1, q_2, v_0, v_1, v_2)
-        a_vv = product(silu(h + b_h), vv_hi, vv_lo) + b_vv
+        a_vv = unscaled_product(silu(h + b_h), vv_hi, vv_lo) + b_vv
         tl.store(gates + row * (2 * F) + c - F, a_vv)
         out = v_out + row * (3 * F) + c - F
         tl.store(out, v_0 + a_vv * q_0)
@@ -370,27 +372,25 @@ def update_merged_backward(
     vv_hi, vv_lo = weights(w + F, 3 * F * F)
     g_0, g_1, g_2 = load_vector(g + row * (4 * F) + F + k, F)
     factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
-    g_h = product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, vv_hi, vv_lo)
+    g_h = unscaled_product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, vv_hi, vv_lo)
     previous_kernel()
     g_k = load_sum(g_s + row * (F * SUMMANDS) + k, F, SUMMANDS)
-    g_h += product(g_k, ss_hi, ss_lo) + product(g_k * p_dot_q, sv_hi, sv_lo)
-    tl.store(parts + row * (2 * F * (F // H)) + c, product(g_h * factor, to_hi, to_lo))
+    g_h += unscaled_product(g_k, ss_hi, ss_lo) + unscaled_product(g_k * p_dot_q, sv_hi, sv_lo)
+    tl.store(parts + row * (2 * F * (F // H)) + c, unscaled_product(g_h * factor, to_hi, to_lo))
 
 
 @triton.jit
-def mix_gradient(
-    g_s, g, pq, gates, row, axis, k, F: tl.constexpr, SUMMANDS: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr,
-    EPSILON: tl.constexpr,
-):
-    """dE/dq of one component of the vectors in columns k, what of dE/dp does not go through the norm, and dnorm/dp."""
-    g_dot = load_sum(g_s + row * WIDTH + k, F, SUMMANDS) * tl.load(gates + row * (2 * F) + F + k)
+def load_mix(g, pq, gates, row, axis, k, F: tl.constexpr, LAST: tl.constexpr, EPSILON: tl.constexpr):
+    """Of one component of the vectors in columns k, from kernels long before: p, q, dnorm/dp, the gate a_sv, and what of dE/dq does not
+    depend on dE/ds."""
     at = pq + row * (6 * F) + k
     p_0, p_1, p_2 = load_vector(at, 2 * F)
     p, q = tl.load(at + axis * (2 * F)), tl.load(at + axis * (2 * F) + F)
-    g_q = g_dot * p
+    gate = gates + row * (2 * F) + k
+    a_sv, past = tl.load(gate + F), 0.0 * p
     if not LAST:
-        g_q += tl.load(gates + row * (2 * F) + k) * tl.load(g + row * (4 * F) + (1 + axis) * F + k)
-    return g_q, g_dot * q, p / norm_of(p_0, p_1, p_2, EPSILON)
+        past = tl.load(gate) * tl.load(g + row * (4 * F) + (1 + axis) * F + k)
+    return p, q, p / norm_of(p_0, p_1, p_2, EPSILON), a_sv, past
 
 
 @triton.jit
@@ -412,22 +412,24 @@ def update_mix_merged_backward(
     k = k[None, :]
     parts += row * (2 * F * PARTS)
     of_norms, of_scalars = parts + F + k, parts + c - axis * F
+    p, q, along, a_sv, g_q = load_mix(g, pq, gates, row, axis, k, F, LAST, EPSILON)
+    of_output, of_own = g_s + row * WIDTH + k, g_s + row * WIDTH + c - axis * F
     if LAST:
-        p_hi, p_lo, q_hi, q_lo = together(p_hi, p_lo, q_hi, q_lo)
+        p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo = together(p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo)
         previous_kernel()
+        g_dot, own = load_sum(of_output, F, SUMMANDS), load_sum(of_own, F, SUMMANDS)
         through_norms, scalars = load_sum(of_norms, 2 * F, PARTS), load_sum(of_scalars, 2 * F, PARTS)
-    g_q, g_p, along = mix_gradient(g_s, g, pq, gates, row, axis, k, F, SUMMANDS, WIDTH, LAST, EPSILON)
-    own = load_sum(g_s + row * WIDTH + c - axis * F, F, SUMMANDS)
-    if LAST:
-        through_norms, scalars, g_q, g_p, along, own = together(through_norms, scalars, g_q, g_p, along, own)
-        value = product(g_q, q_hi, q_lo)
+        through_norms, scalars, g_dot, own = together(through_norms, scalars, g_dot, own)
+        g_dot *= a_sv
+        value = unscaled_product(g_dot * p, q_hi, q_lo)
     else:
+        g_dot, own = load_sum(of_output, F, SUMMANDS) * a_sv, load_sum(of_own, F, SUMMANDS)
         past = tl.load(g + row * (4 * F) + F + c)
         own, past, p_hi, p_lo, q_hi, q_lo = together(own, past, p_hi, p_lo, q_hi, q_lo)
-        value = product(g_q, q_hi, q_lo) + past
+        value = unscaled_product(g_q + g_dot * p, q_hi, q_lo) + past
         previous_kernel()
         through_norms, scalars = together(load_sum(of_norms, 2 * F, PARTS), load_sum(of_scalars, 2 * F, PARTS))
-    value += product(g_p + along * through_norms, p_hi, p_lo)
+    value += unscaled_product(g_dot * q + along * through_norms, p_hi, p_lo)
     tl.store(g_out + row * (4 * F) + F + c, value)
     if axis == 0:
         tl.store(g_out + row * (4 * F) + c, own + scalars)

@@ -13,12 +13,12 @@ from mlff.painn import PaiNNConfig  # noqa: E402
 from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
 LOADS = {
-    "load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "box_row", "_failed", "mix_gradient", "moment_weights",
+    "load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "box_row", "_failed", "load_mix", "moment_weights",
     "from_moments", "row_edges", "message_sums", "slope_edges", "_load_numbers", "_load_row", "bounds", "moment_rows",
     "of_element", "rows_of", "_virials_and_energies",
 }  # fmt: skip
 POINTERS = {  # first of the arguments, None: all; else one
-    "store_hidden": 2, "mix_gradient": 4, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None, "message_sums": None,
+    "store_hidden": 2, "load_mix": 3, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None, "message_sums": None,
     "slope_edges": None, "_store_sums": None, "bounds": None, "of_element": None, "store_norms": 2, "store_energies": None,
     "_virials_and_energies": None,
 }  # fmt: skip
