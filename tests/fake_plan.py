@@ -16,7 +16,7 @@ PAIRS = "counts order edge_count neighbors distance geometry cutoff x atom_energ
 ARGS = {
     "dense": SEARCH,
     "list": SEARCH,
-    "features.small": "counts elements order x",
+    "features_few": "counts elements order x",
     "features": "counts elements order x",
     "energy": PAIRS,
     "gradient": PAIRS,
@@ -50,13 +50,14 @@ def plan() -> dict:
     kernels = {
         name: {"warps": 4, "args": [type_of(a) for a in args.split()], "shared": dict(shared)} for name, args in ARGS.items()
     }
+    kernels["features_few"]["carveout"] = 25
     return {
         "buffers": [dict(zip(("name", "dtype", "rows", "width"), b)) for b in BUFFERS],
         "kernels": kernels,
         "overlapping": ["sm_90"],
         "search": {"dense": [stage("dense")], "list": [stage("list")]},
         "schedules": [
-            {"max_rows": 100, "stages": schedule("features.small")},
+            {"max_rows": 100, "stages": schedule("features_few")},
             {"max_rows": None, "stages": schedule("features")},
         ],
         "import": [stage("load")],

@@ -250,6 +250,28 @@ def test_bad_input(model):
         system.compute_device(DeviceArrays(length_unit=1.0, energy_unit=1.0))
 
 
+def test_numbers_too_large_for_the_kernels_of_few_atoms(model, fake, monkeypatch):
+    """The kernels for many atoms take over, until there are other atoms; what they cannot evaluate either is an error."""
+    numbers, positions = atoms_of(20, 8.0)
+    system = System(model, device="cuda")
+    system.set_atoms(numbers)
+    monkeypatch.setenv("FAKE_CUDA_TOO_LARGE", "1")
+    assert_close(system.compute(positions), expected(numbers, positions))
+    launches = fake("launches")
+    assert_close(system.compute(positions), expected(numbers, positions))
+    again = fake("launches") - launches
+    monkeypatch.delenv("FAKE_CUDA_TOO_LARGE")
+    system.set_atoms(numbers)
+    system.compute(positions)
+    launches = fake("launches")
+    assert_close(system.compute(positions), expected(numbers, positions))
+    assert again == fake("launches") - launches > 0  # one evaluation, not two
+    monkeypatch.setenv("FAKE_CUDA_TOO_LARGE", "2")
+    system.set_atoms(numbers)
+    with pytest.raises(MLFFInputError, match="the energy of atom [0-9]+, or the force on it, is not finite"):
+        system.compute(positions)
+
+
 def test_out_of_memory(model, fake, monkeypatch):
     numbers, positions = atoms_of(300, 17.0)
     system = System(model, device="cuda")

@@ -157,6 +157,20 @@ def test_capture_by_the_caller(model, gpu_array, fake):
         library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
 
+def test_numbers_too_large_for_the_kernels_of_few_atoms(model, gpu_array, monkeypatch):
+    monkeypatch.setenv("FAKE_CUDA_TOO_LARGE", "1")
+    numbers, positions = atoms_of(20, 8.0)
+    system = System(model, device="cuda")
+    system.set_atoms(numbers)
+    x, f, e = (gpu_array(a, np.float64) for a in (positions / 10, 0 * positions, [0]))
+    wanted = expected(numbers, positions)
+    for _ in range(2):
+        system.compute_device(device_arrays(x, f, e))
+        np.testing.assert_allclose(e[0], 96 * wanted["energy"], rtol=1e-5)
+        np.testing.assert_allclose(f, 960 * wanted["forces"], rtol=0, atol=1e-3 * np.abs(wanted["forces"]).max())
+        f[...], e[0] = 7, 7.0
+
+
 def test_device_arrays_without_atoms(model, gpu_array):
     """A model for no atom of the caller's: nothing to compute, and the caller's forces stay."""
     system = System(model, device="cuda")

@@ -34,6 +34,7 @@ HOSTILE = {
     "name of the caller's": (lambda p: p["buffers"][0].update(name="caller_forces"), "the name is taken"),
     "warps 3": (lambda p: p["kernels"]["dense"].update(warps=3), "the warps must be 1, 2, 4, 8 or 16"),
     "warps 32": (lambda p: p["kernels"]["dense"].update(warps=32), "the warps must be a whole number from 1 to 16"),
+    "carveout": (lambda p: p["kernels"]["dense"].update(carveout=101), "the carveout must be a whole number from 0 to 100"),
     "shared negative": (lambda p: p["kernels"]["dense"]["shared"].update(sm_90=-1), "the sm_90 must be a whole number"),
     "shared huge": (lambda p: p["kernels"]["dense"]["shared"].update(sm_90=232449), "whole number from 0 to 232448"),
     "architecture": (lambda p: p["kernels"]["dense"]["shared"].update(sm_9x=0), 'there is no architecture "sm_9x"'),

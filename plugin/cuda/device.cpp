@@ -115,6 +115,7 @@ const Device::Function &Device::function(int kernel) {
   FunctionHandle handle = nullptr;
   MLFF_CUDA(cuModuleGetFunction, &handle, module.get(), k.entry.c_str());
   if (shared > kSharedWithoutAsking) MLFF_CUDA(cuFuncSetAttribute, handle, kFunctionMaxDynamicShared, shared);
+  if (k.carveout >= 0) MLFF_CUDA(cuFuncSetAttribute, handle, kFunctionCarveout, k.carveout);
   modules_.push_back(std::move(module));
   function = {handle, unsigned(32 * k.warps), unsigned(shared)};
   return function;

@@ -152,6 +152,7 @@ class Parser {
     if (kernel.entry.empty() || name.size() > 200) bad(where + ": the name must begin with that of an entry point");
     kernel.warps = int(number_field(entry, "warps", 1, 16, where));
     if (kernel.warps & (kernel.warps - 1)) bad(where + ": the warps must be 1, 2, 4, 8 or 16");
+    if (entry.contains("carveout")) kernel.carveout = int(number_field(entry, "carveout", 0, 100, where));
     kernel.args = names_field(entry, "args", where);
     if (kernel.args.size() > kMaxArguments) bad(where + ": has more than " + std::to_string(kMaxArguments) + " arguments");
     std::vector<std::string> architectures;

@@ -73,6 +73,7 @@ using Stages = std::vector<Stage>;
 struct Kernel {
   std::string name, entry;
   int warps;
+  int carveout = -1;                                             // percent of a multiprocessor's memory that is shared memory, or -1
   std::vector<std::string> args;                                 // "f32*", "i32"
   std::map<std::string, std::pair<const Tensor *, int>> images;  // by architecture: machine code, and bytes of shared memory
 };

@@ -130,7 +130,7 @@ void CudaSystem::compute_device(const mlff_device_arrays &a) {
     MLFF_CUDA(cuStreamSynchronize, stream);
     clean_ = true;
     rebuild_ = true;
-    bool repeat = must_repeat(flags, setup.dense);
+    bool repeat = must_repeat(flags, setup);
     if (flags[6] && a.box) read_box(a, stream), repeat = true;
     if (repeat) continue;
     rebuild_ = false;

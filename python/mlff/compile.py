@@ -81,6 +81,8 @@ def compile_plan(
     kernels, tensors = {}, {}
     for name, launch in used.items():
         kernels[name] = {"warps": launch.warps, "args": list(launch.types), "shared": {}}
+        if launch.carveout is not None:
+            kernels[name]["carveout"] = launch.carveout
         for target in targets:
             answer = answers[jobs[name, target]]
             codes = {f"sm_{x}": base64.b64decode(code) for x, code in answer["cubins"].items()}

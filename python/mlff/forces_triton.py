@@ -1,12 +1,13 @@
 """Forces, virials and energies from the gradient of the edges; import of arrays on the device (docs/cuda.md)."""
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import triton
 import triton.language as tl
 
 from .box_triton import inverse_rows
 from .launch_triton import previous_kernel
+from .plan import SMALL
 
 PARTS = 128  # programs that sum the rows of one large structure
 _PARTS = tl.constexpr(PARTS)
@@ -249,10 +250,14 @@ def _store_rows(boxes, k, a0, a1, a2, u0, u1, u2):
 CAPACITIES = ["edge_capacity", "candidate_capacity"]
 
 
+def _carveout(large: bool) -> Optional[int]:
+    return None if large else SMALL.carveout
+
+
 def forces_stage(plan, large: bool) -> Dict[str, Any]:
     """Forces from the buffer ``gradient`` f32 [edges, 4], which the plan must have."""
     warps = 1 if large else 2  # few atoms leave most of a GPU idle
-    name = plan.launch(f"forces.{'large' if large else 'small'}", forces, warps=warps, BLOCK=32 * warps)
+    name = plan.launch(f"forces.{'large' if large else 'small'}", forces, warps=warps, carveout=_carveout(large), BLOCK=32 * warps)
     args = "counts flags order edge_count neighbors reverse slot geometry gradient forces atom_virial caller_forces caller_atoms units"
     return plan.stage(name, [*args.split(), *CAPACITIES], ["total", 1, 1], "backward")
 
@@ -272,7 +277,7 @@ def total_stages(plan, large: bool) -> List[Dict[str, Any]]:
             args = "counts flags order row_energy atom_virial atom_energy partial"
             stages.append(plan.stage(name, [*args.split(), *CAPACITIES], ["one", 1, PARTS], kind))
         name = f"total.{kind}.{'large' if large else 'small'}"
-        plan.launch(name, total, warps=4, BACKWARD=backward, PARTIAL=large, BLOCK=128)
+        plan.launch(name, total, warps=4, carveout=_carveout(large), BACKWARD=backward, PARTIAL=large, BLOCK=128)
         args = "counts starts flags rebuild order row_energy atom_virial partial energies virials atom_energy status caller_energy units"
         stages.append(plan.stage(name, [*args.split(), *CAPACITIES], ["structures", 1, 1], kind))
     return stages

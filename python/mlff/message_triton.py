@@ -541,7 +541,7 @@ def message_first_merged_backward(
         w = q_vpq + m * (3 * F) + down
         p_hi, p_lo = weights(w + F, SKP * 3 * F)
         q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
-        p, q, along, a_sv, g_q = load_mix(g, pq, gates, row, axis, k, F, ONLY, EPSILON)
+        p, q, along, a_sv = load_mix(pq, gates, row, axis, k, F, EPSILON)
         of_output = g_s + row * WIDTH + k
         if ONLY:
             p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo = together(p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo)
@@ -552,8 +552,9 @@ def message_first_merged_backward(
             g_dot = load_sum(of_output, F, SUMMANDS) * a_sv
             w_hi, w_lo = weights(w, SKP * 3 * F)
             past = tl.load(g + row * (4 * F) + (1 + axis) * F + k)
+            g_q = g_dot * p + tl.load(gates + row * (2 * F) + k) * past
             past, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo = together(past, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo)
-            value = unscaled_product(g_q + g_dot * p, q_hi, q_lo) + unscaled_product(past, w_hi, w_lo)
+            value = unscaled_product(g_q, q_hi, q_lo) + unscaled_product(past, w_hi, w_lo)
             previous_kernel()
         value += unscaled_product(g_dot * q + along * load_sum(parts + F, 2 * F, PARTS), p_hi, p_lo)
     tl.store(g_moments + row * (4 * SKP) + c, value)

@@ -103,6 +103,7 @@ class Launch:
         function: the ``@triton.jit`` function; its parameters are the stage's args in order, then the constants.
         constants: values of its ``tl.constexpr`` parameters.
         warps, stages: Triton's num_warps and num_stages.
+        carveout: percent of a multiprocessor's L1 memory that is to be shared memory; None leaves it to the driver.
         types: of the args ("f32*", "i32"), known once a stage has used the kernel.
     """
 
@@ -110,6 +111,7 @@ class Launch:
     constants: Dict[str, Any]
     warps: int = 4
     stages: int = 2
+    carveout: Optional[int] = None
     types: List[str] = field(default_factory=list)
 
 
@@ -131,9 +133,11 @@ class CudaPlan:
         self._dtypes[name] = dtype
         return name
 
-    def launch(self, name: str, function: Callable, warps: int = 4, stages: int = 2, **constants) -> str:
+    def launch(
+        self, name: str, function: Callable, warps: int = 4, stages: int = 2, carveout: Optional[int] = None, **constants
+    ) -> str:
         """Declares a kernel under a name that begins with the function's: ``message.small``."""
-        self.launches[name] = Launch(function, constants, warps, stages)
+        self.launches[name] = Launch(function, constants, warps, stages, carveout)
         return name
 
     def stage(self, launch: str, args: List[str], grid: List[Any], kind: str = "forward") -> Dict[str, Any]:
@@ -204,6 +208,7 @@ class Schedule:
         early_exit: whether programs look if they have atoms, for a capacity that exceeds the atoms by many blocks.
         tile: rows that a program of the message kernels treats one after the other.
         edges, edge_warps: of a block of edges in the kernels with one edge a thread.
+        carveout: of all its kernels, as :class:`Launch` has it.
         merged: of kernels with two products, forward, that begin with a hidden layer; None if those are two kernels.
         merged_backward: the same backward, where a program has as many ``units`` of the hidden layer.
     """
@@ -215,6 +220,7 @@ class Schedule:
     tile: int
     edges: int
     edge_warps: int
+    carveout: Optional[int] = None
     merged: Optional[Blocks] = None
     merged_backward: Optional[Blocks] = None
     units: int = 32
@@ -223,7 +229,7 @@ class Schedule:
 HALVES_SCALE = 256.0  # of weights that are kept as pairs of halves: far below 65504 / 256, their lo parts far above the smallest half
 GRADIENT_SCALE = 256.0  # of gradients between readout and edges, eV for a number of features: those of trained models are 1e-3 to 1
 SMALL_ROWS = 1024  # atoms up to which all pairs are searched and every kernel is spread as widely as it can be
-SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, edges=64, edge_warps=2,
+SMALL = Schedule("small", Blocks(16, 32, 4), Blocks(16, 32, 4), early_exit=False, tile=1, edges=64, edge_warps=2, carveout=25,
                  merged=Blocks(16, 32, 8), merged_backward=Blocks(16, 64, 4))
 LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True, tile=8, edges=32, edge_warps=1)
 # Of a program of the message kernels, which is one warp. Places for edges are multiples of 16 per row, so that no block of 16 leaves
@@ -302,7 +308,7 @@ def _search_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes) -> Dic
     gaussians, constants = _of_basis(config)
     constants.update(S=sizes.species, K=sizes.basis, KB=sizes.basis_block, SKP=sizes.moments, ROWS=power_of_two(4 * sizes.species, 16))
     made = ["pair_table", "basis", "slope", "moments", "repulsion_energy", "repulsion_slope"]
-    plan.launch("pairs_radial", filter_triton.pairs_radial, warps=4, BLOCK=128, BE=128, **constants)
+    plan.launch("pairs_radial", filter_triton.pairs_radial, warps=4, carveout=SMALL.carveout, BLOCK=128, BE=128, **constants)
     args = [*neighbors_triton.DENSE.split(), *neighbors_triton.EDGES, *made, *gaussians]
     search = neighbors_triton.search_stages(plan, [plan.stage("pairs_radial", args, ["total", 1, 1])])
     plan.launch("radial", filter_triton.radial, warps=LARGE.edge_warps, stages=3, BE=LARGE.edges, **constants)
@@ -325,7 +331,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
 
     def launch(function: Callable, grid: List[Any], warps: int, suffix: str = "", **constants):
         name = f"{function.__name__}{suffix}.{schedule.name}"
-        plan.launch(name, function, warps=warps, stages=3, **constants)
+        plan.launch(name, function, warps=warps, stages=3, carveout=schedule.carveout, **constants)
         return name, grid
 
     def atom_kernel(function: Callable, blocks: Blocks, suffix: str = "", width: int = f, **more):

@@ -380,17 +380,12 @@ def update_merged_backward(
 
 
 @triton.jit
-def load_mix(g, pq, gates, row, axis, k, F: tl.constexpr, LAST: tl.constexpr, EPSILON: tl.constexpr):
-    """Of one component of the vectors in columns k, from kernels long before: p, q, dnorm/dp, the gate a_sv, and what of dE/dq does not
-    depend on dE/ds."""
+def load_mix(pq, gates, row, axis, k, F: tl.constexpr, EPSILON: tl.constexpr):
+    """p, q and dnorm/dp of one component of the vectors in columns k, and the gate a_sv."""
     at = pq + row * (6 * F) + k
     p_0, p_1, p_2 = load_vector(at, 2 * F)
     p, q = tl.load(at + axis * (2 * F)), tl.load(at + axis * (2 * F) + F)
-    gate = gates + row * (2 * F) + k
-    a_sv, past = tl.load(gate + F), 0.0 * p
-    if not LAST:
-        past = tl.load(gate) * tl.load(g + row * (4 * F) + (1 + axis) * F + k)
-    return p, q, p / norm_of(p_0, p_1, p_2, EPSILON), a_sv, past
+    return p, q, p / norm_of(p_0, p_1, p_2, EPSILON), tl.load(gates + row * (2 * F) + F + k)
 
 
 @triton.jit
@@ -412,7 +407,7 @@ def update_mix_merged_backward(
     k = k[None, :]
     parts += row * (2 * F * PARTS)
     of_norms, of_scalars = parts + F + k, parts + c - axis * F
-    p, q, along, a_sv, g_q = load_mix(g, pq, gates, row, axis, k, F, LAST, EPSILON)
+    p, q, along, a_sv = load_mix(pq, gates, row, axis, k, F, EPSILON)
     of_output, of_own = g_s + row * WIDTH + k, g_s + row * WIDTH + c - axis * F
     if LAST:
         p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo = together(p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo)
@@ -424,9 +419,10 @@ def update_mix_merged_backward(
         value = unscaled_product(g_dot * p, q_hi, q_lo)
     else:
         g_dot, own = load_sum(of_output, F, SUMMANDS) * a_sv, load_sum(of_own, F, SUMMANDS)
+        g_q = g_dot * p + tl.load(gates + row * (2 * F) + k) * tl.load(g + row * (4 * F) + (1 + axis) * F + k)
         past = tl.load(g + row * (4 * F) + F + c)
         own, past, p_hi, p_lo, q_hi, q_lo = together(own, past, p_hi, p_lo, q_hi, q_lo)
-        value = unscaled_product(g_q + g_dot * p, q_hi, q_lo) + past
+        value = unscaled_product(g_q, q_hi, q_lo) + past
         previous_kernel()
         through_norms, scalars = together(load_sum(of_norms, 2 * F, PARTS), load_sum(of_scalars, 2 * F, PARTS))
     value += unscaled_product(g_dot * q + along * through_norms, p_hi, p_lo)

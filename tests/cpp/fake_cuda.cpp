@@ -120,6 +120,13 @@ void features(Args a) {
   const auto *counts = at<int32_t>(a, 0), *elements = at<int32_t>(a, 1), *order = at<int32_t>(a, 2);
   auto *x = at<float>(a, 3);
   for (int i = 0; i < counts[0]; i++) x[2 * i] = float(elements[order[i]] + 1), x[2 * i + 1] = 0;
+  if (setting("FAKE_CUDA_TOO_LARGE", 0) > 1) x[0] = std::numeric_limits<float>::quiet_NaN();
+}
+
+// For few atoms. FAKE_CUDA_TOO_LARGE: 1 for this kernel, 2 for the one of many atoms too.
+void features_few(Args a) {
+  features(a);
+  if (setting("FAKE_CUDA_TOO_LARGE", 0) > 0) at<float>(a, 3)[0] = std::numeric_limits<float>::quiet_NaN();
 }
 
 // counts order x grade
@@ -214,7 +221,7 @@ struct FunctionObject {
 
 namespace {
 
-FunctionObject functions[] = {{"extrapolation", extrapolation, 4}, {"dense", dense, 17},         {"list", list, 17},          {"features", features, 4},
+FunctionObject functions[] = {{"extrapolation", extrapolation, 4}, {"dense", dense, 17},         {"list", list, 17},          {"features", features, 4}, {"features_few", features_few, 4},
                               {"energy", energy, 12},       {"gradient", gradient, 12},  {"total", total, 16},
                               {"load", load, 7}};
 
@@ -295,6 +302,7 @@ API int cuModuleGetFunction(FunctionObject **function, void *, const char *name)
 }
 API int cuFuncSetAttribute(FunctionObject *function, int attribute, int value) {
   NEEDS_CONTEXT;
+  if (attribute == 9) return value >= -1 && value <= 100 ? OK : INVALID;
   return attribute == 8 ? function->shared = value, OK : INVALID;
 }
 API int cuMemGetInfo_v2(size_t *free, size_t *all) {

@@ -18,7 +18,7 @@ LOADS = {
     "of_element", "rows_of", "_virials_and_energies",
 }  # fmt: skip
 POINTERS = {  # first of the arguments, None: all; else one
-    "store_hidden": 2, "load_mix": 3, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None, "message_sums": None,
+    "store_hidden": 2, "load_mix": 2, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None, "message_sums": None,
     "slope_edges": None, "_store_sums": None, "bounds": None, "of_element": None, "store_norms": 2, "store_energies": None,
     "_virials_and_energies": None,
 }  # fmt: skip

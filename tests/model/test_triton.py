@@ -62,6 +62,7 @@ def test_every_stage(name, schedule, settings, monkeypatch):
     r.compute(atoms.positions, atoms.cell.array, atoms.pbc)  # once before, so that nothing depends on buffers being zero
     a = r.arrays
     buffer = lambda key: a[key].cpu().double()[:n]  # noqa: E731
+    gradient = lambda values: values / plan.GRADIENT_SCALE  # noqa: E731
     m = copy.deepcopy(model).double()
     r.run(r.dict["search"]["dense"])
 
@@ -156,43 +157,43 @@ def test_every_stage(name, schedule, settings, monkeypatch):
             ro = m.readout
             close(buffer("row_energy"), readout(s, **ro) + m.shift[species] + buffer("repulsion_energy"), kernel)
             g_s, g_v = readout_backward(s, ro["w1"], ro["b1"], ro["w2"]), torch.zeros_like(v)
-            close(buffer("g0")[:, :f], g_s, kernel)
+            close(gradient(buffer("g0"))[:, :f], g_s, kernel)
             layer -= 1
         if kernel == "update_backward":
             g_s, g_v = update_backward(g_s, g_v, *states.pop(), **m.layers[layer].update, epsilon=m.config.norm_epsilon)
-            close(buffer("g1")[:, :f], g_s, kernel)
+            close(gradient(buffer("g1"))[:, :f], g_s, kernel)
         elif kernel in ("update_merged_backward", "readout_merged_backward"):
             past = g_s
             g_s, g_v = update_backward(g_s, g_v, *states.pop(), **m.layers[layer].update, epsilon=m.config.norm_epsilon)
-            close(parts("g_pq", 2)[..., :f].sum(1), g_s - past, kernel)
+            close(gradient(parts("g_pq", 2))[..., :f].sum(1), g_s - past, kernel)
         elif kernel in ("update_mix_backward", "update_mix_merged_backward"):
-            close(buffer("g1")[:, :f], g_s, kernel)
-            close(buffer("g1")[:, f:], g_v.reshape(n, -1), kernel)
+            close(gradient(buffer("g1"))[:, :f], g_s, kernel)
+            close(gradient(buffer("g1"))[:, f:], g_v.reshape(n, -1), kernel)
         elif kernel == "message_backward":
             s, v = states.pop()
             w = m.layers[layer].filter
             g_x, new_g_v, _ = message_backward(g_s, g_v, x[layer], v, edges, unit, d, basis, slope, w)
-            close(buffer("g_x"), g_x, kernel)
-            close(buffer("g0")[:, f:], new_g_v.reshape(n, -1), kernel)
+            close(gradient(buffer("g_x")), g_x, kernel)
+            close(gradient(buffer("g0"))[:, f:], new_g_v.reshape(n, -1), kernel)
             # dE/dd and dE/du of each edge i <- j; the kernel keeps that of the reverse edge, with the unit vector reversed
             g_m = torch.cat([g_s[i], (unit[:, :, None] * g_v[i]).sum(1), (v[j] * g_v[i]).sum(1)], 1)
             g_d = (g_m * x[layer][j] * (slope @ w)).sum(1)
             g_u = (g_v[i] * (x[layer][j] * (basis @ w))[:, None, f : 2 * f]).sum(2)
             pair += torch.cat([g_d[:, None], -g_u], 1)[reverse]
-            close(a["pair_gradient"].cpu().double()[e].reshape(len(e), -1, 4).sum(1), pair, kernel)
+            close(gradient(a["pair_gradient"].cpu().double())[e].reshape(len(e), -1, 4).sum(1), pair, kernel)
             g_v = new_g_v
         elif kernel == "source_hidden_backward":
             w = m.layers[layer].source
-            close(buffer("g_hidden").reshape(n, 3, -1).sum(1), g_x @ w["w2"].T, kernel)
+            close(gradient(buffer("g_hidden")).reshape(n, 3, -1).sum(1), g_x @ w["w2"].T, kernel)
         elif kernel == "source_features_backward":
             w = m.layers[layer].source
             g_s = g_s + source_features_backward(g_x, s, w["w1"], w["b1"], w["w2"])
-            close(buffer("g0")[:, :f], g_s, kernel)
+            close(gradient(buffer("g0"))[:, :f], g_s, kernel)
             layer -= 1
         elif kernel == "source_merged_backward":
             w = m.layers[layer].source
             g_s = g_s + source_features_backward(g_x, s, w["w1"], w["b1"], w["w2"])
-            close(parts("g_hidden", 1).sum(1), g_s, kernel)
+            close(gradient(parts("g_hidden", 1)).sum(1), g_s, kernel)
             layer -= 1
     merged = "" if schedule else "_merged"
     assert seen >= {f"update_mix{merged}_backward", f"message_first{merged}_backward", "edge_gradient", "forces", "total"}
