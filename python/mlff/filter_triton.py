@@ -114,67 +114,73 @@ def store_halves(rows, e, columns, mask, BE: tl.constexpr, KB: tl.constexpr, STE
 
 
 @triton.jit
-def radial_row(
-    i, n, z_i, scale, elements, neighbors, geometry, distance, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
-    edge_capacity, gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr,
-    COSINE: tl.constexpr, STEP: tl.constexpr,
+def radial_block(
+    e, inside, d, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope, gaussians, S: tl.constexpr,
+    K: tl.constexpr, KB: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr, COSINE: tl.constexpr, STEP: tl.constexpr,
 ):
-    """What radial says, of row i with n edges; elements: of the rows that are its neighbours."""
-    first = i.to(tl.int64) * edge_capacity
+    """What radial says of BE edges e with distances d, unit vectors u and elements z_j of the neighbours, -1 where there is no edge. Returns
+    energy [BE] and sums [ROWS, KB], the moments, with what these add to them."""
     wave = (3.141592653589793 * scale).to(tl.float32)
-    energy = tl.zeros([BE], tl.float64)
-    k = tl.arange(0, KB)
     row = tl.arange(0, ROWS)
     axis, z = (row // S)[:, None], (row % S)[:, None]
-    sums = tl.zeros([ROWS, KB], tl.float32)
-    for start in range(0, n, BE):
-        place = start + tl.arange(0, BE)
-        inside = place < n
-        e = first + place
-        d = tl.load(distance + e, mask=inside, other=1.0)
-        inverse64 = 1.0 / d
-        u0 = tl.load(geometry + e * 4, mask=inside, other=0.0)[None, :]
-        u1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)[None, :]
-        u2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)[None, :]
-        z_j = tl.load(elements + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=-1)
-        pair = pair_table + (z_i * S + tl.maximum(z_j, 0)) * 3
-        radius = tl.load(pair + 2)
-        close = inside & (d < radius)
-        value, derivative, w, dw = d * 0.0, d * 0.0, d * 0.0 + 1.0, d * 0.0
-        if tl.max(close.to(tl.int32), 0) > 0:
-            w, dw = switch(d, radius)
-            value, derivative = zbl(d, inverse64, tl.load(pair), tl.load(pair + 1), w, dw)
-        energy += tl.where(close, value, 0.0)
-        tl.store(repulsion_slope + e, tl.where(close, derivative, 0.0).to(tl.float32), mask=inside)
+    inverse64 = 1.0 / d
+    pair = pair_table + (z_i * S + tl.maximum(z_j, 0)) * 3
+    radius = tl.load(pair + 2)
+    x = tl.minimum(d * scale, 1.0)  # what does not need the radius, while that is on its way
+    if COSINE:
+        f64, df64 = cosine_cutoff(x)
+    else:
+        f64, df64 = envelope(x)
+    sine_1, cosine_1 = first_wave(x)
+    close = inside & (d < radius)
+    value, derivative, w, dw = d * 0.0, d * 0.0, d * 0.0 + 1.0, d * 0.0
+    if tl.max(close.to(tl.int32), 0) > 0:
+        w, dw = switch(d, radius)
+        value, derivative = zbl(d, inverse64, tl.load(pair), tl.load(pair + 1), w, dw)
+    energy += tl.where(close, value, 0.0)
+    tl.store(repulsion_slope + e, tl.where(close, derivative, 0.0).to(tl.float32), mask=inside)
+    f, df, inverse = (w * f64).to(tl.float32), (w * df64 * scale + dw * f64).to(tl.float32), inverse64.to(tl.float32)
+    sine, cosine = sine_1, cosine_1
+    b, db = (), ()
+    for m in tl.static_range(KB):
+        one, one_slope = f * 0.0, f * 0.0
+        if m < K:
+            if gaussians is None:
+                one, one_slope = basis_of(m, K, sine, cosine, inverse, f, df, wave)
+                sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+            else:
+                one, one_slope = gaussian_of(m, gaussians, d, f, df)
+        b, db = b + (one,), db + (one_slope,)
+    store_halves(basis, e, b, inside, BE, KB, STEP)
+    store_halves(slope, e, db, inside, BE, KB, STEP)
+    hi, lo = pair_of_halves(b, BE, KB)
 
-        x = tl.minimum(d * scale, 1.0)
-        if COSINE:
-            f64, df64 = cosine_cutoff(x)
-        else:
-            f64, df64 = envelope(x)
-        f, df, inverse = (w * f64).to(tl.float32), (w * df64 * scale + dw * f64).to(tl.float32), inverse64.to(tl.float32)
-        sine_1, cosine_1 = first_wave(x)
-        sine, cosine = sine_1, cosine_1
-        b, db = (), ()
-        for m in tl.static_range(KB):
-            one, one_slope = f * 0.0, f * 0.0
-            if m < K:
-                if gaussians is None:
-                    one, one_slope = basis_of(m, K, sine, cosine, inverse, f, df, wave)
-                    sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
-                else:
-                    one, one_slope = gaussian_of(m, gaussians, d, f, df)
-            b, db = b + (one,), db + (one_slope,)
-        store_halves(basis, e, b, inside, BE, KB, STEP)
-        store_halves(slope, e, db, inside, BE, KB, STEP)
-        hi, lo = pair_of_halves(b, BE, KB)
+    factor = tl.where(axis == 0, 1.0, tl.where(axis == 1, u0[None, :], tl.where(axis == 2, u1[None, :], u2[None, :])))
+    factor = tl.where((z == z_j[None, :]) & (axis < 4), factor, 0.0)
+    factor_hi = factor.to(tl.float16)
+    factor_lo = (factor - factor_hi.to(tl.float32)).to(tl.float16)
+    return energy, tl.dot(factor_hi, hi, tl.dot(factor_hi, lo, tl.dot(factor_lo, hi, sums)))
 
-        factor = tl.where(axis == 0, 1.0, tl.where(axis == 1, u0, tl.where(axis == 2, u1, u2)))
-        factor = tl.where((z == z_j[None, :]) & (axis < 4), factor, 0.0)
-        factor_hi = factor.to(tl.float16)
-        factor_lo = (factor - factor_hi.to(tl.float32)).to(tl.float16)
-        sums = tl.dot(factor_hi, hi, tl.dot(factor_hi, lo, tl.dot(factor_lo, hi, sums)))
+
+@triton.jit
+def load_edges(first, start, n, elements, neighbors, geometry, distance, BE: tl.constexpr):
+    """Of a block of the n edges that begin at first: e, whether there is one, d, u, z_j, as radial_block wants them."""
+    inside = start + tl.arange(0, BE) < n
+    e = first + start + tl.arange(0, BE)
+    d = tl.load(distance + e, mask=inside, other=1.0)
+    u0 = tl.load(geometry + e * 4, mask=inside, other=0.0)
+    u1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)
+    u2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)
+    z_j = tl.load(elements + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=-1)
+    return e, inside, d, u0, u1, u2, z_j
+
+
+@triton.jit
+def store_row(i, energy, sums, repulsion_energy, moments, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr,
+              ROWS: tl.constexpr):
+    """Writes what radial_block has summed over the edges of row i."""
     tl.store(repulsion_energy + i, tl.sum(energy, 0))
+    row, k = tl.arange(0, ROWS), tl.arange(0, KB)
     out = moments + i.to(tl.int64) * (4 * SKP) + ((row // S) * SKP + (row % S) * K)[:, None] + k[None, :]
     tl.store(out, sums, mask=(row < 4 * S)[:, None] & (k < K)[None, :])
 
@@ -201,16 +207,21 @@ def radial(
         return
     n = tl.load(edge_count + i)
     z_i = tl.maximum(tl.load(species + i), 0)
-    radial_row(i, n, z_i, scale, species, neighbors, geometry, distance, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
-               edge_capacity, gaussians, S, K, KB, SKP, ROWS, BE, COSINE, KB)
+    first = i.to(tl.int64) * edge_capacity
+    energy, sums = tl.zeros([BE], tl.float64), tl.zeros([ROWS, KB], tl.float32)
+    for start in range(0, n, BE):
+        e, inside, d, u0, u1, u2, z_j = load_edges(first, start, n, species, neighbors, geometry, distance, BE)
+        energy, sums = radial_block(e, inside, d, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
+                                    gaussians, S, K, KB, ROWS, BE, COSINE, KB)
+    store_row(i, energy, sums, repulsion_energy, moments, S, K, KB, SKP, ROWS)
 
 
 @triton.jit
 def pairs_radial(
     counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors, geometry,
     distance, reverse, slot, edge_capacity, candidate_capacity, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
-    gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr,
-    COSINE: tl.constexpr, BLOCK: tl.constexpr,
+    gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, COSINE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """The edges of a row among all pairs of its structure, then what radial makes of them. Rows are the caller's atoms; ghosts have edges to
     local atoms only."""
@@ -221,10 +232,22 @@ def pairs_radial(
     previous_kernel()
     if row >= n_total:
         return
-    n = search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes, flags, order, species,
-                   edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
+    candidates, n, edge = search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes,
+                                     flags, order, species, edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity,
+                                     candidate_capacity, BLOCK)
     if row >= n_local:
         return
-    tl.debug_barrier()  # what other threads of this program have found is there
-    radial_row(row, tl.minimum(n, edge_capacity), tl.maximum(element, 0), 1.0 / limit_d, elements, neighbors, geometry, distance, pair_table,
-               basis, slope, moments, repulsion_energy, repulsion_slope, edge_capacity, gaussians, S, K, KB, SKP, ROWS, BE, COSINE, 8)
+    first, z_i, n = row.to(tl.int64) * edge_capacity, tl.maximum(element, 0), tl.minimum(n, edge_capacity)
+    energy, sums = tl.zeros([BLOCK], tl.float64), tl.zeros([ROWS, KB], tl.float32)
+    scale = 1.0 / limit_d
+    if candidates <= BLOCK:  # edges are those of the threads that have met them: three latencies less
+        e, inside, d, u0, u1, u2, z_j = edge
+        energy, sums = radial_block(e, inside, d, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
+                                    gaussians, S, K, KB, ROWS, BLOCK, COSINE, 8)
+    else:
+        tl.debug_barrier()  # what other threads of this program have found is there
+        for start in range(0, n, BLOCK):
+            e, inside, d, u0, u1, u2, z_j = load_edges(first, start, n, elements, neighbors, geometry, distance, BLOCK)
+            energy, sums = radial_block(e, inside, d, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
+                                        gaussians, S, K, KB, ROWS, BLOCK, COSINE, 8)
+    store_row(row, energy, sums, repulsion_energy, moments, S, K, KB, SKP, ROWS)

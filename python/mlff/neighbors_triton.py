@@ -35,13 +35,14 @@ def _round(x):
 @triton.jit
 def _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, caller_i, caller_j, neighbors, geometry, distance, reverse,
                  edge_capacity, BLOCK: tl.constexpr):
-    """Writes the edges of one block of candidates at their places in the row, and reports atoms at the same place."""
+    """Writes the edges of one block of candidates at their places in the row, and reports atoms at the same place. Returns where, whether
+    there is one, its distance and its unit vector."""
     fits = keep & (place < edge_capacity)
     e = row.to(tl.int64) * edge_capacity + place
     inverse = tl.math.rsqrt(tl.maximum(square, 1e-290))
     d = square * inverse
-    first = tl.join((dx * inverse).to(tl.float32), (dz * inverse).to(tl.float32))
-    second = tl.join((dy * inverse).to(tl.float32), d.to(tl.float32))
+    u0, u1, u2 = (dx * inverse).to(tl.float32), (dy * inverse).to(tl.float32), (dz * inverse).to(tl.float32)
+    first, second = tl.join(u0, u2), tl.join(u1, d.to(tl.float32))
     values = tl.reshape(tl.join(first, second), (BLOCK, 4))  # (u_x, u_y, u_z, d)
     tl.store(geometry + e[:, None] * 4 + tl.arange(0, 4)[None, :], values, mask=fits[:, None])
     tl.store(neighbors + e, j, mask=fits)
@@ -51,6 +52,7 @@ def _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, caller_i
     pair = (caller_j.to(tl.int64) + 1) * 4294967296 + caller_i.to(tl.int64) + 1
     both = flags.to(tl.pointer_type(tl.int64), bitcast=True) + 2 + tl.zeros([BLOCK], tl.int32)
     tl.atomic_max(both, pair, mask=keep & (square < _COINCIDENT))
+    return e, fits, d, u0, u1, u2
 
 
 @triton.jit
@@ -72,7 +74,11 @@ def bounds(b, starts, images):
 @triton.jit
 def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes, flags, order, species,
                edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
-    """Edges of one row among all pairs of its structure b, of which bounds tells; how many there are. seen: the flags so far."""
+    """Edges of one row among all pairs of its structure b, of which bounds tells. seen: the flags so far.
+
+    Returns how many candidates and how many edges there are, and of the last block of candidates, a thread each, what
+    filter_triton.radial_block wants to know.
+    """
     own = positions + row.to(tl.int64) * 3
     x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
     a0, a1, a2 = box_row(boxes, b, 0)
@@ -90,6 +96,8 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
     itself = (row - start) * per_atom + per_atom // 2
     lane = tl.arange(0, BLOCK)
     count = 0
+    zero = tl.zeros([BLOCK], tl.float32)
+    e, inside, d, e_0, e_1, e_2, z_j = lane.to(tl.int64), lane < 0, zero.to(tl.float64), zero, zero, zero, lane
     for first in range(0, limit, BLOCK):
         c = first + lane
         valid = c < limit
@@ -116,8 +124,9 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
         place = count + tl.cumsum(keep.to(tl.int32), 0) - 1
         tl.store(slot + row.to(tl.int64) * candidate_capacity + c, tl.where(keep & (place < edge_capacity), place, -1), mask=valid)
         other = (row - start) * per_atom + per_atom - 1 - m
-        _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, row + lane * 0, j, neighbors, geometry, distance,
-                     reverse, edge_capacity, BLOCK)
+        e, inside, d, e_0, e_1, e_2 = _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, row + lane * 0, j, neighbors,
+                                                   geometry, distance, reverse, edge_capacity, BLOCK)
+        d, z_j = tl.where(inside, d, 1.0), tl.where(inside, known, -1)
         count += tl.sum(keep.to(tl.int32), 0)
     tl.store(order + row, row)
     tl.store(species + row, element)
@@ -132,7 +141,7 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
         enough = (h0 * h0 >= reach * uu) & (h1 * h1 >= reach * vv) & (h2 * h2 >= reach * ww)
         tl.atomic_max(flags + 6, b + 1, mask=enough == 0)
     tl.atomic_max(flags + 3, row + 1, mask=(x + y + z) * 0.0 != 0.0)
-    return count
+    return candidates, count, (e, inside, d, e_0, e_1, e_2, z_j)
 
 
 @triton.jit

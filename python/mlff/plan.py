@@ -308,7 +308,7 @@ def _search_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes) -> Dic
     gaussians, constants = _of_basis(config)
     constants.update(S=sizes.species, K=sizes.basis, KB=sizes.basis_block, SKP=sizes.moments, ROWS=power_of_two(4 * sizes.species, 16))
     made = ["pair_table", "basis", "slope", "moments", "repulsion_energy", "repulsion_slope"]
-    plan.launch("pairs_radial", filter_triton.pairs_radial, warps=4, carveout=SMALL.carveout, BLOCK=128, BE=128, **constants)
+    plan.launch("pairs_radial", filter_triton.pairs_radial, warps=4, carveout=SMALL.carveout, BLOCK=128, **constants)
     args = [*neighbors_triton.DENSE.split(), *neighbors_triton.EDGES, *made, *gaussians]
     search = neighbors_triton.search_stages(plan, [plan.stage("pairs_radial", args, ["total", 1, 1])])
     plan.launch("radial", filter_triton.radial, warps=LARGE.edge_warps, stages=3, BE=LARGE.edges, **constants)

@@ -15,15 +15,15 @@ from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 LOADS = {
     "load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "box_row", "_failed", "load_mix", "moment_weights",
     "from_moments", "row_edges", "message_sums", "slope_edges", "_load_numbers", "_load_row", "bounds", "moment_rows",
-    "of_element", "rows_of", "_virials_and_energies",
+    "of_element", "rows_of", "load_edges", "_virials_and_energies",
 }  # fmt: skip
 POINTERS = {  # first of the arguments, None: all; else one
-    "store_hidden": 2, "load_mix": 2, "search_row": None, "radial_row": None, "from_moments": None, "row_edges": None, "message_sums": None,
+    "store_hidden": 2, "load_mix": 2, "search_row": None, "radial_block": None, "store_row": None, "from_moments": None, "row_edges": None, "message_sums": None,
     "slope_edges": None, "_store_sums": None, "bounds": None, "of_element": None, "store_norms": 2, "store_energies": None,
     "_virials_and_energies": None,
 }  # fmt: skip
 STORES = {
-    "store", "store_hidden", "store_halves", "search_row", "radial_row", "message_gradients", "_store_sums", "_store_rows", "atomic_add",
+    "store", "store_hidden", "store_halves", "search_row", "radial_block", "store_row", "message_gradients", "_store_sums", "_store_rows", "atomic_add",
     "atomic_max", "atomic_xchg", "store_norms", "store_energies", "_virials_and_energies",
 }  # fmt: skip
 
