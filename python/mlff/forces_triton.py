@@ -93,7 +93,7 @@ def forces(counts, flags, order, edge_count, neighbors, reverse, slot, geometry,
     number = tl.where(row < n_total, number, 0)
     zero = tl.zeros([BLOCK], tl.float64)
     sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
-    for first in range(0, number, BLOCK):
+    for first in range(0, tl.maximum(number, 1), BLOCK):
         # Loads that others depend on do not wait for the number of edges: what is left over in a row names rows and candidates too.
         k = first + tl.arange(0, BLOCK)
         inside, valid = k < edge_capacity, k < number

@@ -224,14 +224,14 @@ def source_merged(
     of_units, bias = tl.load(b1 + k), tl.load(b2 + c)
     w_hi, w_lo = together(w_hi, w_lo)
     previous_kernel()
-    is_vv = tl.program_id(0) % ACROSS >= 2 * F // BN
+    part = tl.program_id(0) % ACROSS // (F // BN)
     # Loaded by all, so that those who need them do not wait for them at the end.
-    v_0, v_1, v_2 = load_vector(v + row * (3 * F) + tl.where(is_vv, c - 2 * F, 0), F)
+    v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c - part * F, F)
     h, v_0, v_1, v_2 = together(load_sum(terms + row * (TERMS * F) + k, F, TERMS), v_0, v_1, v_2)
     h += of_units
     value = unscaled_product(silu(h), w_hi, w_lo) + bias
     out = x + row * (5 * F) + c
-    if is_vv:
+    if part == 2:
         tl.store(x_vv + row * F - 2 * F + c, value)
         tl.store(out, value * v_0)
         tl.store(out + F, value * v_1)
@@ -277,16 +277,26 @@ def filter_weights(filter, k, c, F: tl.constexpr, KB: tl.constexpr):
 
 
 @triton.jit
-def row_edges(row, start, count, neighbors, geometry, basis, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
-    """Of the BE edges of a row from start on: neighbours [BE, 1], the basis [BE, KB] (hi, lo) and unit vectors [BE, 1]; zero beyond the count."""
+def row_edges(row, start, limit, neighbors, geometry, basis, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
+    """Of the BE edges of a row from start on: neighbours [BE, 1], the basis [BE, KB] (hi, lo) and unit vectors [BE, 1]; zero beyond the limit."""
     place = start + tl.arange(0, BE)[:, None]
-    inside = place < count
+    inside = place < limit
     e = row * edge_capacity + place
     j = tl.load(neighbors + e, mask=inside, other=0).to(tl.int64)
     at = basis + e * (2 * KB) + tl.arange(0, KB)[None, :]
     b, b_lo = tl.load(at, mask=inside, other=0.0), tl.load(at + KB, mask=inside, other=0.0)
     u = geometry + e * 4
     return j, b, b_lo, tl.load(u, mask=inside, other=0.0), tl.load(u + 1, mask=inside, other=0.0), tl.load(u + 2, mask=inside, other=0.0)
+
+
+@triton.jit
+def only(start, count, rows, BE: tl.constexpr):
+    """Rows [BE, ..] of a block of edges, zero beyond the count, where they have been loaded without waiting for it."""
+    inside = (start + tl.arange(0, BE) < count)[:, None]
+    kept = ()
+    for k in tl.static_range(len(rows)):
+        kept = kept + (tl.where(inside, rows[k], 0),)
+    return kept
 
 
 @triton.jit
@@ -324,18 +334,21 @@ def message(
     zero = tl.zeros([BE, C], tl.float32)
     if TILE > 1:
         previous_kernel()
-    for step in range(0, tl.minimum(TILE, n - first)):
+    for step in range(0, 1 if TILE == 1 else tl.minimum(TILE, n - first)):
         i = first + step
-        count = tl.load(edge_count + i)
+        count = tl.where(i < n, tl.load(edge_count + i), 0)
         row = i.to(tl.int64)
         own_s = tl.load(s + row * F + c)
         own_0, own_1, own_2 = load_vector(v + row * (3 * F) + c, F)
         sums = (zero, zero, zero, zero)
         start = 0
         if TILE == 1:  # two blocks of edges are ready when the kernel before has ended, and their gathers go together
-            j, b, b_lo, u_0, u_1, u_2 = row_edges(row, 0, count, neighbors, geometry, basis, edge_capacity, KB, BE)
-            j_next, b_next, b_lo_next, u_3, u_4, u_5 = row_edges(row, BE, count, neighbors, geometry, basis, edge_capacity, KB, BE)
+            j, b, b_lo, u_0, u_1, u_2 = row_edges(row, 0, edge_capacity, neighbors, geometry, basis, edge_capacity, KB, BE)
+            j_next, b_next, b_lo_next, u_3, u_4, u_5 = row_edges(row, BE, edge_capacity, neighbors, geometry, basis, edge_capacity, KB, BE)
             b, b_lo, u_0, u_1, u_2, b_next, b_lo_next, u_3, u_4, u_5 = together(b, b_lo, u_0, u_1, u_2, b_next, b_lo_next, u_3, u_4, u_5)
+            filters = together(*filters)
+            j, b, b_lo = only(0, count, (j, b, b_lo), BE)
+            j_next, b_next, b_lo_next = only(BE, count, (j_next, b_next, b_lo_next), BE)
             f_s, f_vs, f_vv = message_filters(b, b_lo, filters, C, BE)
             f_s_next, f_vs_next, f_vv_next = message_filters(b_next, b_lo_next, filters, C, BE)
             f_s, f_vs, f_vv, f_s_next, f_vs_next, f_vv_next = finished(f_s, f_vs, f_vv, f_s_next, f_vs_next, f_vv_next)
@@ -356,10 +369,10 @@ def message(
 
 
 @triton.jit
-def slope_edges(row, start, count, neighbors, geometry, basis, slope, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
+def slope_edges(row, start, limit, neighbors, geometry, basis, slope, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
     """Of the BE edges of a row from start on: places [BE], neighbours [BE], the basis and its slope [BE, KB] (hi, lo each) and unit vectors."""
     place = start + tl.arange(0, BE)
-    inside = place < count
+    inside = place < limit
     e = row * edge_capacity + place
     j = tl.load(neighbors + e, mask=inside, other=0).to(tl.int64)
     at = e[:, None] * (2 * KB) + tl.arange(0, KB)[None, :]
@@ -432,9 +445,9 @@ def message_backward(
     zero = tl.zeros([BE, C], tl.float32)
     if TILE > 1:
         previous_kernel()
-    for step in range(0, tl.minimum(TILE, n - first)):
+    for step in range(0, 1 if TILE == 1 else tl.minimum(TILE, n - first)):
         j = first + step
-        count = tl.load(edge_count + j)
+        count = tl.where(j < n, tl.load(edge_count + j), 0)
         row = j.to(tl.int64)
         sent = x + row * (5 * F) + c
         x_0, x_1, x_2 = load_vector(sent + 2 * F, F)
@@ -443,8 +456,14 @@ def message_backward(
         past = row * (4 * F) + F + c
         start = 0
         if TILE == 1:  # the first block is ready when the kernel before has ended
-            e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2 = slope_edges(row, 0, count, neighbors, geometry, basis, slope, edge_capacity, KB, BE)
+            e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2 = slope_edges(
+                row, 0, edge_capacity, neighbors, geometry, basis, slope, edge_capacity, KB, BE
+            )
             b, b_lo, db, db_lo, u_0, u_1, u_2 = together(b, b_lo, db, db_lo, u_0, u_1, u_2)
+            filters = together(*filters)
+            inside = tl.arange(0, BE) < count
+            i = tl.where(inside, i, 0)
+            b, b_lo, db, db_lo = only(0, count, (b, b_lo, db, db_lo), BE)
             w_s, w_vs, w_vv, r_s, r_vs, r_vv = filters
             ready = finished(
                 filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(db, db_lo, w_s, r_s, BE, C),
@@ -526,37 +545,36 @@ def message_first_merged_backward(
     """message_first_backward from what update_merged_backward gives, as update_mix_merged_backward."""
     ACROSS: tl.constexpr = 4 * SKP // BN
     row, c = place(ACROSS, BM, BN)
-    axis = tl.program_id(0) % ACROSS // (SKP // BN) - 1  # -1: of the scalars
+    block = tl.program_id(0) % ACROSS // (SKP // BN)
+    of_scalars, axis = block == 0, tl.maximum(block - 1, 0)
     down, k = tl.arange(0, F)[:, None], tl.arange(0, F)[None, :]
-    m = c - (1 + axis) * SKP
-    parts += row * (2 * F * PARTS) + k
-    if axis < 0:
-        w_hi, w_lo = together(*weights(q_s + m * F + down, SKP * F))
-        if ONLY:  # the gradient of the features is of the kernel before
-            previous_kernel()
-        own = load_sum(g_s + row * WIDTH + k, F, SUMMANDS)
+    m = c - block * SKP
+    w = q_vpq + m * (3 * F) + down
+    # Scalars are their own p, times one and not dnorm/dp; there is nothing of q and v.
+    width = tl.where(of_scalars, F, 3 * F)
+    p_hi, p_lo = weights(tl.where(of_scalars, q_s, q_vpq + F) + m * width + down, SKP * width)
+    q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
+    p, q, along, a_sv = load_mix(pq, gates, row, axis, k, F, EPSILON)
+    q, along = tl.where(of_scalars, 1.0, q * a_sv), tl.where(of_scalars, 1.0, along)
+    p = tl.where(of_scalars, 0.0, p * a_sv)
+    of_output = g_s + row * WIDTH + k
+    through = parts + row * (2 * F * PARTS) + tl.where(of_scalars, 0, F) + k
+    if ONLY:  # the gradient of the features is of the kernel before
+        p, q, along, p_hi, p_lo, q_hi, q_lo = together(p, q, along, p_hi, p_lo, q_hi, q_lo)
         previous_kernel()
-        value = unscaled_product(own + load_sum(parts, 2 * F, PARTS), w_hi, w_lo)
+        g, g_through = load_sum(of_output, F, SUMMANDS), load_sum(through, 2 * F, PARTS)
+        value = unscaled_product(g * p, q_hi, q_lo)
+        g_p = g * q
     else:
-        w = q_vpq + m * (3 * F) + down
-        p_hi, p_lo = weights(w + F, SKP * 3 * F)
-        q_hi, q_lo = weights(w + 2 * F, SKP * 3 * F)
-        p, q, along, a_sv = load_mix(pq, gates, row, axis, k, F, EPSILON)
-        of_output = g_s + row * WIDTH + k
-        if ONLY:
-            p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo = together(p, q, along, a_sv, p_hi, p_lo, q_hi, q_lo)
-            previous_kernel()
-            g_dot = load_sum(of_output, F, SUMMANDS) * a_sv
-            value = unscaled_product(g_dot * p, q_hi, q_lo)
-        else:
-            g_dot = load_sum(of_output, F, SUMMANDS) * a_sv
-            w_hi, w_lo = weights(w, SKP * 3 * F)
-            past = tl.load(g + row * (4 * F) + (1 + axis) * F + k)
-            g_q = g_dot * p + tl.load(gates + row * (2 * F) + k) * past
-            past, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo = together(past, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo)
-            value = unscaled_product(g_q, q_hi, q_lo) + unscaled_product(past, w_hi, w_lo)
-            previous_kernel()
-        value += unscaled_product(g_dot * q + along * load_sum(parts + F, 2 * F, PARTS), p_hi, p_lo)
+        g_p = load_sum(of_output, F, SUMMANDS)
+        w_hi, w_lo = weights(w, SKP * 3 * F)
+        past = tl.where(of_scalars, 0.0, tl.load(g + row * (4 * F) + (1 + axis) * F + k))
+        g_q, g_p = g_p * p + tl.load(gates + row * (2 * F) + k) * past, g_p * q
+        past, g_q, g_p, along, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo = together(past, g_q, g_p, along, p_hi, p_lo, q_hi, q_lo, w_hi, w_lo)
+        previous_kernel()
+        g_through = load_sum(through, 2 * F, PARTS)
+        value = unscaled_product(g_q, q_hi, q_lo) + unscaled_product(past, w_hi, w_lo)  # while that is on its way
+    value += unscaled_product(g_p + along * g_through, p_hi, p_lo)
     tl.store(g_moments + row * (4 * SKP) + c, value)
 
 
@@ -574,11 +592,13 @@ def edge_gradient(
     n_local, n, scale = tl.load(counts), tl.load(edge_count + i), 1.0 / tl.load(cutoff)
     wave = (3.141592653589793 * scale).to(tl.float32)
     z_i = tl.maximum(tl.load(species + i), 0)
-    for start in range(0, tl.where(i < n_local, n, 0), BE):
+    n = tl.where(i < n_local, n, 0)
+    for start in range(0, tl.maximum(n, 1), BE):
         place = start + tl.arange(0, BE)
         inside = place < n
         e = i.to(tl.int64) * edge_capacity + place
-        z = tl.maximum(tl.load(species + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=0), 0)
+        # Loads that others depend on do not wait for the number of edges: what is left over in a row names rows too.
+        z = tl.maximum(tl.load(species + tl.load(neighbors + e, mask=place < edge_capacity, other=0)), 0)
         u_0 = tl.load(geometry + e * 4, mask=inside, other=0.0)
         u_1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)
         u_2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)

@@ -371,10 +371,13 @@ def update_merged_backward(
     # dE/dv is of two kernels before.
     vv_hi, vv_lo = weights(w + F, 3 * F * F)
     g_0, g_1, g_2 = load_vector(g + row * (4 * F) + F + k, F)
-    factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(factor, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo)
-    g_h = unscaled_product(g_0 * q_0 + g_1 * q_1 + g_2 * q_2, vv_hi, vv_lo)
+    g_q = g_0 * q_0 + g_1 * q_1 + g_2 * q_2
+    factor, g_q, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo = together(
+        factor, g_q, vv_hi, vv_lo, ss_hi, ss_lo, sv_hi, sv_lo, to_hi, to_lo
+    )
     previous_kernel()
     g_k = load_sum(g_s + row * (F * SUMMANDS) + k, F, SUMMANDS)
+    g_h = unscaled_product(g_q, vv_hi, vv_lo)  # while that is on its way
     g_h += unscaled_product(g_k, ss_hi, ss_lo) + unscaled_product(g_k * p_dot_q, sv_hi, sv_lo)
     tl.store(parts + row * (2 * F * (F // H)) + c, unscaled_product(g_h * factor, to_hi, to_lo))
 
@@ -384,7 +387,7 @@ def load_mix(pq, gates, row, axis, k, F: tl.constexpr, EPSILON: tl.constexpr):
     """p, q and dnorm/dp of one component of the vectors in columns k, and the gate a_sv."""
     at = pq + row * (6 * F) + k
     p_0, p_1, p_2 = load_vector(at, 2 * F)
-    p, q = tl.load(at + axis * (2 * F)), tl.load(at + axis * (2 * F) + F)
+    p, q = tl.where(axis == 0, p_0, tl.where(axis == 1, p_1, p_2)), tl.load(at + axis * (2 * F) + F)
     return p, q, p / norm_of(p_0, p_1, p_2, EPSILON), tl.load(gates + row * (2 * F) + F + k)
 
 
@@ -421,10 +424,11 @@ def update_mix_merged_backward(
         g_dot, own = load_sum(of_output, F, SUMMANDS) * a_sv, load_sum(of_own, F, SUMMANDS)
         g_q = g_dot * p + tl.load(gates + row * (2 * F) + k) * tl.load(g + row * (4 * F) + (1 + axis) * F + k)
         past = tl.load(g + row * (4 * F) + F + c)
-        own, past, p_hi, p_lo, q_hi, q_lo = together(own, past, p_hi, p_lo, q_hi, q_lo)
-        value = unscaled_product(g_q, q_hi, q_lo) + past
+        own, past, g_q, p_hi, p_lo, q_hi, q_lo = together(own, past, g_q, p_hi, p_lo, q_hi, q_lo)
         previous_kernel()
-        through_norms, scalars = together(load_sum(of_norms, 2 * F, PARTS), load_sum(of_scalars, 2 * F, PARTS))
+        # What is before the wait takes no longer than what the kernel before does after its own, so this product is not there.
+        through_norms, scalars = load_sum(of_norms, 2 * F, PARTS), load_sum(of_scalars, 2 * F, PARTS)
+        value = unscaled_product(g_q, q_hi, q_lo) + past
     value += unscaled_product(g_dot * q + along * through_norms, p_hi, p_lo)
     tl.store(g_out + row * (4 * F) + F + c, value)
     if axis == 0:
