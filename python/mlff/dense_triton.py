@@ -109,17 +109,8 @@ def unscaled_product(a, w_hi, w_lo):
 
 
 @triton.jit
-def filter_columns(C: tl.constexpr):
-    """Which channel each column of a filter product is of. A thread holds columns 2 q, 2 q + 1, 8 + 2 q, 9 + 2 q of the product,
-    and channels 4 q to 4 q + 3 of what it gathers: with the columns in this order they meet without going through other threads.
-    """
-    n = tl.arange(0, C)
-    return n // 16 * 16 + n // 2 % 4 * 4 + n // 8 % 2 * 2 + n % 2
-
-
-@triton.jit
 def filter_product(hi, lo, w_hi, w_lo, BE: tl.constexpr, C: tl.constexpr):
-    """Rows of the basis [BE, KB], as pairs of halves, times a filter weight whose columns are in the order of filter_columns.
+    """Rows of the basis [BE, KB], as pairs of halves, times a filter weight whose columns are in the order of plan.filter_columns.
 
     The result is in the order of the channels, and HALVES_SCALE times too large.
     """

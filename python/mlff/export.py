@@ -15,7 +15,7 @@ from . import __version__, compile, payload
 from .message import message_first_weights, source_features
 from .neighbors import find_neighbors
 from .painn import DOUBLE, PaiNN, energy_and_gradient, forces_and_virial, load_checkpoint, read_record
-from .plan import HALVES_SCALE, CudaSizes, cuda_tensor_dtypes, cpu_plan, cuda_plan, power_of_two
+from .plan import HALVES_SCALE, CudaSizes, cuda_tensor_dtypes, cpu_plan, cuda_plan, filter_columns, power_of_two
 
 
 def plan_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
@@ -95,7 +95,8 @@ def cuda_tensors(model: PaiNN) -> Dict[str, np.ndarray]:
         else:
             for name, shape in (("w1", (full, full)), ("b1", (full,)), ("w2", (full, 3 * full)), ("b2", (3 * full,))):
                 weights[w + "source." + name] = padded(layer.source[name], *shape)
-            weights[w + "filter"] = padded(more_rows(layer.filter, sizes.basis_block), sizes.basis_block, 3 * full)
+            columns = padded(more_rows(layer.filter, sizes.basis_block), sizes.basis_block, 3 * full)
+            weights[w + "filter"] = np.take(columns, filter_columns(3 * full), 1)
         for name, shape in (("vu", (full, 2 * full)), ("w1", (2 * full, full)), ("b1", (full,)), ("w2", (full, 3 * full)), ("b2", (3 * full,))):
             weights[w + "update." + name] = padded(u[name], *shape)
     r, m = model.readout, sizes.readout

@@ -21,7 +21,7 @@ def _failed(flags, edge_capacity, candidate_capacity):
 
 
 @triton.jit
-def _load_vectors(rows, e, mask, BLOCK: tl.constexpr):
+def load_fours(rows, e, mask, BLOCK: tl.constexpr):
     """The four numbers of rows e of an array [.., 4], by one load each."""
     values = tl.load(rows + e[:, None] * 4 + tl.arange(0, 4)[None, :], mask=mask[:, None], other=0.0)
     even, odd = tl.split(tl.reshape(values, (BLOCK, 2, 2)))
@@ -100,12 +100,12 @@ def forces(counts, flags, order, edge_count, neighbors, reverse, slot, geometry,
         e = row.to(tl.int64) * edge_capacity + k
         j = tl.load(neighbors + e, mask=inside, other=0)
         c = tl.load(reverse + e, mask=inside, other=0)
-        u0, u1, u2, d = _load_vectors(geometry, e, inside, BLOCK)
+        u0, u1, u2, d = load_fours(geometry, e, inside, BLOCK)
         place = tl.load(slot + j.to(tl.int64) * candidate_capacity + c, mask=c < candidate_capacity, other=-1)
         back = valid & (j < n_local) & (place >= 0)
         previous_kernel()
-        p0, p1, p2, _ = _load_vectors(gradient, e, valid & (row < n_local), BLOCK)
-        q0, q1, q2, _ = _load_vectors(gradient, j.to(tl.int64) * edge_capacity + place, back, BLOCK)
+        p0, p1, p2, _ = load_fours(gradient, e, valid & (row < n_local), BLOCK)
+        q0, q1, q2, _ = load_fours(gradient, j.to(tl.int64) * edge_capacity + place, back, BLOCK)
         g0, g1, g2 = p0.to(tl.float64) - q0, p1.to(tl.float64) - q1, p2.to(tl.float64) - q2
         r0, r1, r2 = d.to(tl.float64) * u0, d.to(tl.float64) * u1, d.to(tl.float64) * u2
         sums = _add(*sums, g0, g1, g2, r0 * g0, r1 * g1, r2 * g2, r0 * g1 + r1 * g0, r0 * g2 + r2 * g0, r1 * g2 + r2 * g1)

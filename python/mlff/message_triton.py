@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 
 from .dense_triton import (
-    GRADIENT, UNSCALE, filter_columns, filter_product, place, product, silu, silu_slope, store_hidden, unscaled_product, weights,
+    GRADIENT, UNSCALE, filter_product, place, product, silu, silu_slope, store_hidden, unscaled_product, weights,
 )
 from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
+from .forces_triton import load_fours
 from .launch_triton import finished, previous_kernel, together
 from .update_triton import load_mix, load_sum, load_vector, rows_of, store_norms
 
@@ -325,18 +326,20 @@ def message(
     """Sums of messages, added to the atoms' own features: s_out [local, F] and v_out [local, 3F].
 
     x: [total, 5F], what atoms send: x_s, x_vs and the three components of x_vv v. filter: f16 [2 KB, 3F], the halves hi and
-    below them lo.
+    below them lo, with columns in the order of plan.filter_columns.
     """
     n = tl.load(counts)
     first = tl.program_id(0) // (F // C) * TILE
     c = tl.program_id(0) % (F // C) * C + tl.arange(0, C)
-    filters = filter_weights(filter, tl.arange(0, KB), tl.program_id(0) % (F // C) * C + filter_columns(C), F, KB)
+    filters = filter_weights(filter, tl.arange(0, KB), c, F, KB)
     zero = tl.zeros([BE, C], tl.float32)
     if TILE > 1:
         previous_kernel()
     for step in range(0, 1 if TILE == 1 else tl.minimum(TILE, n - first)):
         i = first + step
-        count = tl.where(i < n, tl.load(edge_count + i), 0)
+        count = tl.load(edge_count + i)
+        if TILE == 1:
+            count = tl.where(i < n, count, 0)
         row = i.to(tl.int64)
         own_s = tl.load(s + row * F + c)
         own_0, own_1, own_2 = load_vector(v + row * (3 * F) + c, F)
@@ -441,13 +444,15 @@ def message_backward(
     first = tl.program_id(0) // (F // C) * TILE
     slice = tl.program_id(0) % (F // C)
     c = slice * C + tl.arange(0, C)
-    filters = filter_weights(filter, tl.arange(0, KB), slice * C + filter_columns(C), F, KB)
+    filters = filter_weights(filter, tl.arange(0, KB), c, F, KB)
     zero = tl.zeros([BE, C], tl.float32)
     if TILE > 1:
         previous_kernel()
     for step in range(0, 1 if TILE == 1 else tl.minimum(TILE, n - first)):
         j = first + step
-        count = tl.where(j < n, tl.load(edge_count + j), 0)
+        count = tl.load(edge_count + j)
+        if TILE == 1:
+            count = tl.where(j < n, count, 0)
         row = j.to(tl.int64)
         sent = x + row * (5 * F) + c
         x_0, x_1, x_2 = load_vector(sent + 2 * F, F)
@@ -605,13 +610,9 @@ def edge_gradient(
         d = tl.load(distance + e, mask=inside, other=1.0)
         g_d = tl.load(repulsion_slope + e, mask=inside, other=0.0) * GRADIENT
         g_0, g_1, g_2 = g_d * 0.0, g_d * 0.0, g_d * 0.0
-        if SLICES > 0:
-            slices = tl.arange(0, 4 * SLICES)
-            parts = tl.load(pair_gradient + e[:, None] * (4 * SLICES) + slices[None, :], mask=inside[:, None], other=0.0)
-            even, odd = tl.split(tl.reshape(tl.sum(tl.reshape(parts, (BE, SLICES, 4)), 1), (BE, 2, 2)))
-            from_d, from_1 = tl.split(even)
-            from_0, from_2 = tl.split(odd)
-            g_d, g_0, g_1, g_2 = g_d + from_d, from_0, from_1, from_2
+        for slice in tl.static_range(SLICES):
+            from_d, from_0, from_1, from_2 = load_fours(pair_gradient, e * SLICES + slice, inside, BE)
+            g_d, g_0, g_1, g_2 = g_d + from_d, g_0 + from_0, g_1 + from_1, g_2 + from_2
         x = tl.minimum(d * scale, 1.0)
         if COSINE:
             f64, df64 = cosine_cutoff(x)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+import numpy as np
+
 from .painn import PaiNNConfig
 
 EDGE = ["offsets", "neighbors"]
@@ -235,6 +237,15 @@ LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True
 # Of a program of the message kernels, which is one warp. Places for edges are multiples of 16 per row, so that no block of 16 leaves
 # its row: what lies there is finite, and needs no mask.
 CHANNELS, EDGES = 16, 16
+
+
+def filter_columns(n: int) -> np.ndarray:
+    """Which channel each of n columns of a stored filter is of. A thread holds columns 2 q, 2 q + 1, 8 + 2 q, 9 + 2 q of a product of the
+    message kernels, and channels 4 q to 4 q + 3 of what it gathers: so they meet without going through other threads."""
+    k = np.arange(n)
+    return k // 16 * 16 + k // 2 % 4 * 4 + k // 8 % 2 * 2 + k % 2
+
+
 MERGED_FEATURES = 128  # up to which weights of a whole hidden layer fit into a program
 
 

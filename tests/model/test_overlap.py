@@ -13,7 +13,7 @@ from mlff.painn import PaiNNConfig  # noqa: E402
 from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
 LOADS = {
-    "load", "weights", "load_vector", "load_sum", "filter_weights", "_load_vectors", "box_row", "_failed", "load_mix", "moment_weights",
+    "load", "weights", "load_vector", "load_sum", "filter_weights", "load_fours", "box_row", "_failed", "load_mix", "moment_weights",
     "from_moments", "row_edges", "message_sums", "slope_edges", "_load_numbers", "_load_row", "bounds", "moment_rows",
     "of_element", "rows_of", "load_edges", "_virials_and_energies",
 }  # fmt: skip
