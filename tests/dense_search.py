@@ -8,18 +8,20 @@ from mlff.neighbors_triton import DENSE, EDGES, bounds, search_row, search_stage
 
 
 @triton.jit
-def pairs_dense(counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors,
-                geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
+def pairs_dense(counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, caller_positions, caller_box,
+                caller_atoms, units, edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
     """Edges of one row among all pairs of its structure. Rows are the caller's atoms; ghosts have edges to local atoms only."""
     row = tl.program_id(0)
     n_local, n_total, b, element = tl.load(counts), tl.load(counts + 1), tl.load(structure + row), tl.load(elements + row)
     limit_d, seen0, seen1 = tl.load(cutoff), tl.load(flags), tl.load(flags + 1)
+    length, narrow = tl.load(units), tl.load(units + 3).to(tl.int32) != 0
     start, end, n0, n1, n2 = bounds(b, starts, images)
     previous_kernel()
     if row >= n_total:
         return
-    search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes, flags, order, species,
-               edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
+    search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, length, narrow, positions, elements, boxes, flags,
+               order, species, caller_positions, caller_box, caller_atoms, edge_count, neighbors, geometry, distance, reverse, slot,
+               edge_capacity, candidate_capacity, BLOCK)
 
 
 def searches(plan):

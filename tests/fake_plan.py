@@ -14,7 +14,7 @@ SEARCH = (
 )
 PAIRS = "counts order edge_count neighbors distance geometry cutoff x atom_energy forces atom_virial edge_capacity"
 ARGS = {
-    "dense": SEARCH,
+    "dense": SEARCH + " caller_positions caller_box caller_atoms units",
     "list": SEARCH,
     "features_few": "counts elements order x",
     "features": "counts elements order x",

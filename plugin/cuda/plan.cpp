@@ -96,7 +96,7 @@ bool is_machine_code(const std::string &architecture, const Tensor &t) {
   return true;
 }
 
-enum class List { imports, search, schedule, grade };  // that a stage is in
+enum class List { imports, dense, list, schedule, grade };  // that a stage is in
 
 class Parser {
  public:
@@ -113,8 +113,11 @@ class Parser {
     for (const std::string &a : plan_.overlapping)
       if (!is_architecture(a)) bad(where_ + ": overlapping: there is no architecture \"" + a.substr(0, 80) + "\"");
     const json &search = object_field(entry, "search", where_);
-    plan_.dense = stages(list_field(search, "dense", where_ + ": search"), where_ + ": dense search", List::search);
-    plan_.list = stages(list_field(search, "list", where_ + ": search"), where_ + ": list search", List::search);
+    plan_.dense = stages(list_field(search, "dense", where_ + ": search"), where_ + ": dense search", List::dense);
+    plan_.dense_takes_callers = std::any_of(plan_.dense.begin(), plan_.dense.end(), [](const Stage &s) {
+      return std::any_of(s.args.begin(), s.args.end(), [](const Argument &a) { return a.kind == Argument::caller; });
+    });
+    plan_.list = stages(list_field(search, "list", where_ + ": search"), where_ + ": list search", List::list);
     for (const json &schedule : list_field(entry, "schedules", where_)) add_schedule(schedule);
     if (plan_.schedules.empty() || plan_.schedules.back().max_rows != INT64_MAX)
       bad(where_ + ": the last schedule must have the max_rows null");
@@ -253,7 +256,7 @@ class Parser {
   Argument resolve(const std::string &name, std::string &type, const std::string &where, List list) {
     if (const int k = index_of(kScalarNames, name); k >= 0) return type = "i32", Argument{Argument::scalar, k};
     if (const int k = index_of(kCallerNames, name); k >= 0) {
-      if (list != List::imports && list != List::schedule) bad(where + ": \"" + name + "\" exists in import and schedules only");
+      if (list == List::list || list == List::grade) bad(where + ": \"" + name + "\" does not exist in a list search or grades");
       return type = "f64*", Argument{Argument::caller, k};
     }
     if (const auto it = names_.find(name); it != names_.end()) {

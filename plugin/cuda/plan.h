@@ -88,8 +88,9 @@ struct Plan {
   std::vector<const Tensor *> tensors;
   std::vector<Kernel> kernels;
   Stages dense, list;
+  bool dense_takes_callers = false;        // the dense search reads the caller's arrays on the device itself
   std::vector<Schedule> schedules;
-  Stages imports;                          // of the caller's arrays on the device, before the search; empty for a file without
+  Stages imports;                          // of the caller's arrays on the device, before a search that does not read them itself
   Stages grade;                            // of extrapolation grades, after an evaluation; empty for a file without
   std::vector<std::string> architectures;  // of all kernels: "sm_90" ..., "ptx"
   std::vector<std::string> overlapping;    // those of them whose kernels wait by themselves for the kernel before

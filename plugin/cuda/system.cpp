@@ -105,7 +105,8 @@ CudaSystem::Setup CudaSystem::choose(bool dense, bool backward) const {
 std::vector<const Stage *> CudaSystem::stages(const Setup &setup) const {
   static const Stages nothing;
   const Stages &search = setup.dense ? plan_.dense : plan_.list, &schedule = plan_.schedules[size_t(setup.schedule)].stages;
-  return running({setup.arrays ? &plan_.imports : &nothing, &search, &schedule}, setup.backward);
+  const bool imports = setup.arrays && !(setup.dense && plan_.dense_takes_callers);
+  return running({imports ? &plan_.imports : &nothing, &search, &schedule}, setup.backward);
 }
 
 void CudaSystem::set_boxes(const std::vector<Cell> &cells) {

@@ -218,23 +218,24 @@ def radial(
 
 @triton.jit
 def pairs_radial(
-    counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, edge_count, neighbors, geometry,
-    distance, reverse, slot, edge_capacity, candidate_capacity, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
+    counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, caller_positions, caller_box, caller_atoms,
+    units, edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
     gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, COSINE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The edges of a row among all pairs of its structure, then what radial makes of them. Rows are the caller's atoms; ghosts have edges to
-    local atoms only."""
+    local atoms only. Where the caller has arrays on the device, positions and the box are read from these."""
     row = tl.program_id(0)
     n_local, n_total, b, element = tl.load(counts), tl.load(counts + 1), tl.load(structure + row), tl.load(elements + row)
     limit_d, seen0, seen1 = tl.load(cutoff), tl.load(flags), tl.load(flags + 1)
+    length, narrow = tl.load(units), tl.load(units + 3).to(tl.int32) != 0
     start, end, n0, n1, n2 = bounds(b, starts, images)
     previous_kernel()
     if row >= n_total:
         return
-    candidates, n, edge = search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes,
-                                     flags, order, species, edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity,
-                                     candidate_capacity, BLOCK)
+    candidates, n, edge = search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, length, narrow, positions,
+                                     elements, boxes, flags, order, species, caller_positions, caller_box, caller_atoms, edge_count,
+                                     neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK)
     if row >= n_local:
         return
     first, z_i, n = row.to(tl.int64) * edge_capacity, tl.maximum(element, 0), tl.minimum(n, edge_capacity)

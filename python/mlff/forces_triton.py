@@ -1,11 +1,11 @@
-"""Forces, virials and energies from the gradient of the edges; import of arrays on the device (docs/cuda.md)."""
+"""Forces, virials and energies from the gradient of the edges (docs/cuda.md)."""
 
 from typing import Any, Dict, List, Optional
 
 import triton
 import triton.language as tl
 
-from .box_triton import inverse_rows
+from .caller_triton import is_null
 from .launch_triton import previous_kernel
 from .plan import SMALL
 
@@ -31,20 +31,6 @@ def load_fours(rows, e, mask, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _is_null(pointer):
-    return pointer.to(tl.int64, bitcast=True) == 0
-
-
-@triton.jit
-def _load_numbers(caller, at, narrow, mask):
-    """Numbers of the caller's in float64; narrow: they are float32, whatever the pointer says."""
-    if narrow:
-        return tl.load(caller.to(tl.pointer_type(tl.float32), bitcast=True) + at, mask=mask, other=0.0).to(tl.float64)
-    else:
-        return tl.load(caller + at, mask=mask, other=0.0)
-
-
-@triton.jit
 def _store_vector(pointer, x, y, z):
     tl.store(pointer, x)
     tl.store(pointer + 1, y)
@@ -67,7 +53,7 @@ def _store_sums(sums, caller, failed, forces, atom_virial, caller_forces, atom, 
     virial = atom_virial + caller.to(tl.int64) * 6
     _store_vector(virial, -0.5 * xx + nothing, -0.5 * yy + nothing, -0.5 * zz + nothing)
     _store_vector(virial + 3, -0.25 * xy + nothing, -0.25 * xz + nothing, -0.25 * yz + nothing)
-    if _is_null(caller_forces) == 0:
+    if is_null(caller_forces) == 0:
         place = atom.to(tl.int64) * 3
         if narrow:
             out = caller_forces.to(tl.pointer_type(tl.float32), bitcast=True) + place
@@ -195,7 +181,7 @@ def total(counts, starts, flags, rebuild, order, row_energy, atom_virial, partia
     if BACKWARD:
         tl.store(virials + b.to(tl.int64) * 6 + column, sums, mask=column < 6)
     if b == 0:
-        if _is_null(caller_energy) == 0:
+        if is_null(caller_energy) == 0:
             tl.store(caller_energy + 0 * column, sums * unit, mask=column == 6)
     worst = tl.max(not_finite, 0)
     last = structures == 1
@@ -209,42 +195,6 @@ def total(counts, starts, flags, rebuild, order, row_energy, atom_virial, partia
         tl.store(status + flag, tl.where(flag == 7, tl.maximum(seen, worst), tl.where(flag < 15, seen, 0)))
         tl.store(flags + flag, flag * 0)
         tl.store(rebuild, 0)
-
-
-@triton.jit
-def import_atoms(counts, caller_positions, caller_box, caller_atoms, units, positions, boxes, BLOCK: tl.constexpr):
-    """Positions and the box from the caller's units and type. A box that is a null pointer leaves boxes as they are; a vector of
-    zeros in it is a direction that is not periodic."""
-    previous_kernel()
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    atom = tl.load(caller_atoms + row).to(tl.int64)  # of more rows than there are; then no load waits for the counts
-    length, narrow = tl.load(units), tl.load(units + 3) != 0
-    valid = row < tl.load(counts + 1)
-    for k in tl.static_range(3):
-        tl.store(positions + row.to(tl.int64) * 3 + k, _load_numbers(caller_positions, atom * 3 + k, narrow, valid) * length, mask=valid)
-    if tl.program_id(0) == 0:
-        if _is_null(caller_box) == 0:
-            a0, a1, a2 = _load_row(caller_box, 0, narrow, length)
-            b0, b1, b2 = _load_row(caller_box, 3, narrow, length)
-            c0, c1, c2 = _load_row(caller_box, 6, narrow, length)
-            u0, u1, u2, v0, v1, v2, w0, w1, w2 = inverse_rows(a0, a1, a2, b0, b1, b2, c0, c1, c2)
-            _store_rows(boxes, 0, a0, a1, a2, u0, u1, u2)
-            _store_rows(boxes, 3, b0, b1, b2, v0, v1, v2)
-            _store_rows(boxes, 6, c0, c1, c2, w0, w1, w2)
-
-
-@triton.jit
-def _load_row(box, k, narrow, length):
-    return (_load_numbers(box, k, narrow, True) * length, _load_numbers(box, k + 1, narrow, True) * length,
-            _load_numbers(box, k + 2, narrow, True) * length)
-
-
-@triton.jit
-def _store_rows(boxes, k, a0, a1, a2, u0, u1, u2):
-    """A vector of the cell and its row of the inverse, which is zero with the vector."""
-    zero = (a0 == 0) & (a1 == 0) & (a2 == 0)
-    _store_vector(boxes + k, a0, a1, a2)
-    _store_vector(boxes + k + 9, tl.where(zero, 0.0, u0), tl.where(zero, 0.0, u1), tl.where(zero, 0.0, u2))
 
 
 CAPACITIES = ["edge_capacity", "candidate_capacity"]
@@ -281,9 +231,3 @@ def total_stages(plan, large: bool) -> List[Dict[str, Any]]:
         args = "counts starts flags rebuild order row_energy atom_virial partial energies virials atom_energy status caller_energy units"
         stages.append(plan.stage(name, [*args.split(), *CAPACITIES], ["structures", 1, 1], kind))
     return stages
-
-
-def import_stages(plan) -> List[Dict[str, Any]]:
-    """Stages before an evaluation whose caller has its arrays on the device."""
-    name = plan.launch("import_atoms", import_atoms, warps=4, BLOCK=128)
-    return [plan.stage(name, "counts caller_positions caller_box caller_atoms units positions boxes".split(), ["total", 128, 1])]

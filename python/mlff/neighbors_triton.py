@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .box_triton import box_row, inverse_rows
+from .caller_triton import is_null, load_caller_box, load_position
 from .launch_triton import previous_kernel
 
 SKIN = 1.0
@@ -72,21 +73,26 @@ def bounds(b, starts, images):
 
 
 @triton.jit
-def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, positions, elements, boxes, flags, order, species,
-               edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
-    """Edges of one row among all pairs of its structure b, of which bounds tells. seen: the flags so far.
+def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0, seen1, length, narrow, positions, elements, boxes, flags,
+               order, species, caller_positions, caller_box, caller_atoms, edge_count, neighbors, geometry, distance, reverse, slot,
+               edge_capacity, candidate_capacity, BLOCK: tl.constexpr):
+    """Edges of one row among all pairs of its structure b, of which bounds tells. seen: the flags so far. length, narrow: of the caller's
+    numbers, where it has arrays on the device.
 
     Returns how many candidates and how many edges there are, and of the last block of candidates, a thread each, what
     filter_triton.radial_block wants to know.
     """
-    own = positions + row.to(tl.int64) * 3
-    x, y, z = tl.load(own), tl.load(own + 1), tl.load(own + 2)
+    x, y, z = load_position(row, True, positions, caller_positions, caller_atoms, length, narrow)
     a0, a1, a2 = box_row(boxes, b, 0)
     b0, b1, b2 = box_row(boxes, b, 3)
     c0, c1, c2 = box_row(boxes, b, 6)
     u0, u1, u2 = box_row(boxes, b, 9)
     v0, v1, v2 = box_row(boxes, b, 12)
     w0, w1, w2 = box_row(boxes, b, 15)
+    if is_null(caller_box) == 0:
+        cell, inverse_cell = load_caller_box(caller_box, narrow, length)
+        a0, a1, a2, b0, b1, b2, c0, c1, c2 = cell
+        u0, u1, u2, v0, v1, v2, w0, w1, w2 = inverse_cell
     uu, vv, ww = u0 * u0 + u1 * u1 + u2 * u2, v0 * v0 + v1 * v1 + v2 * v2, w0 * w0 + w1 * w1 + w2 * w2
     square_limit = limit_d * limit_d
     width1, width2 = 2 * n1 + 1, 2 * n2 + 1
@@ -106,10 +112,8 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
         if per_atom > 1:
             j = c // per_atom + start
             m = c % per_atom
-        at = positions + j.to(tl.int64) * 3
-        dx = tl.load(at, mask=valid, other=0.0) - x
-        dy = tl.load(at + 1, mask=valid, other=0.0) - y
-        dz = tl.load(at + 2, mask=valid, other=0.0) - z
+        dx, dy, dz = load_position(j, valid, positions, caller_positions, caller_atoms, length, narrow)
+        dx, dy, dz = dx - x, dy - y, dz - z
         known = tl.load(elements + j, mask=valid, other=-1)
         if uu + vv + ww != 0:
             k, m2 = m // width2, m % width2
@@ -549,7 +553,8 @@ def search_buffers(plan) -> None:
         plan.buffer(name, rows, width, dtype)
 
 
-DENSE = "counts positions elements structure starts boxes images cutoff flags order species"  # arguments of a search among all pairs, before EDGES
+# Arguments of a search among all pairs, before EDGES.
+DENSE = "counts positions elements structure starts boxes images cutoff flags order species caller_positions caller_box caller_atoms units"
 PLACES = ["edge_capacity", "candidate_capacity"]
 EDGES = ["edge_count", "neighbors", "geometry", "distance", "reverse", "slot", *PLACES]
 

@@ -259,7 +259,7 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
 
     grade: numbers K and D of environments and directions of extrapolation grades (extrapolation.py); None for a plan without.
     """
-    from . import extrapolation_triton, forces_triton, neighbors_triton
+    from . import caller_triton, extrapolation_triton, forces_triton, neighbors_triton
 
     sizes = CudaSizes.of(config)
     f, n = sizes.features, config.layers
@@ -294,7 +294,7 @@ def cuda_plan(config: PaiNNConfig, grade: Optional[Tuple[int, int]] = None) -> C
         large = rows is None
         last = [forces_triton.forces_stage(plan, large), *forces_triton.total_stages(plan, large)]
         plan.schedules.append({"max_rows": rows, "stages": [*_cuda_stages(plan, config, sizes, schedule), *last]})
-    plan.imports = forces_triton.import_stages(plan)
+    plan.imports = caller_triton.import_stages(plan)
     if grade:
         k, d = map(power_of_two, grade)
         plan.launch("extrapolation", extrapolation_triton.extrapolation, warps=2, F=f, D=d, K=k, BF=min(f, 64), BK=min(k, 64))

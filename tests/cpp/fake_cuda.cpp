@@ -112,7 +112,6 @@ void search(Args a, bool dense) {
     if (dense && seen > candidates) std::abort();  // the host promises room
   }
 }
-void dense(Args a) { search(a, true); }
 void list(Args a) { search(a, false); }
 
 // counts elements order x
@@ -209,6 +208,12 @@ void load_as(Args a) {
     if (box[4 * k] != 0) boxes[4 * k] = unit * box[4 * k], boxes[9 + 4 * k] = 1 / boxes[4 * k];
 }
 void load(Args a) { at<double>(a, 4)[3] != 0 ? load_as<float>(a) : load_as<double>(a); }
+// As list, then caller_positions caller_box caller_atoms units
+void dense(Args a) {
+  void *const own[] = {a[0], a[17], a[18], a[19], a[20], a[1], a[5]};
+  if (at<double>(a, 17)) load(own);
+  search(a, true);
+}
 
 }  // namespace
 
@@ -221,7 +226,7 @@ struct FunctionObject {
 
 namespace {
 
-FunctionObject functions[] = {{"extrapolation", extrapolation, 4}, {"dense", dense, 17},         {"list", list, 17},          {"features", features, 4}, {"features_few", features_few, 4},
+FunctionObject functions[] = {{"extrapolation", extrapolation, 4}, {"dense", dense, 21},         {"list", list, 17},          {"features", features, 4}, {"features_few", features_few, 4},
                               {"energy", energy, 12},       {"gradient", gradient, 12},  {"total", total, 16},
                               {"load", load, 7}};
 

@@ -14,7 +14,7 @@ from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
 LOADS = {
     "load", "weights", "load_vector", "load_sum", "filter_weights", "load_fours", "box_row", "_failed", "load_mix", "moment_weights",
-    "from_moments", "row_edges", "message_sums", "slope_edges", "_load_numbers", "_load_row", "bounds", "moment_rows",
+    "from_moments", "row_edges", "message_sums", "slope_edges", "load_numbers", "load_position", "load_caller_box", "bounds", "moment_rows",
     "of_element", "rows_of", "load_edges", "_virials_and_energies",
 }  # fmt: skip
 POINTERS = {  # first of the arguments, None: all; else one
@@ -97,12 +97,12 @@ def sequences():
     for settings in ({"layers": 1}, {"layers": 2}, {"layers": 3}, {"radial_basis": "gaussian", "cutoff_function": "cosine"}):
         plan = cuda_plan(PaiNNConfig(species=["H", "O"], features=32, **settings))
         d = plan.to_dict()
-        for search in d["search"].values():
+        for kind_of_search, search in d["search"].items():
             for schedule in d["schedules"]:
                 for kind in ("backward", "energy"):
                     stages = [s for s in search + schedule["stages"] if s["pass"] in ("forward", kind) and s["kernel"] != "exchange"]
                     run = []
-                    for s in d["import"] + stages:
+                    for s in (d["import"] if kind_of_search == "list" else []) + stages:
                         launch = plan.launches[s["kernel"]]
                         key = (launch.function, tuple(launch.constants.items()))
                         if key not in known:

@@ -9,7 +9,7 @@ from plan_runner import PlanRunner, inverse_box
 pytest.importorskip("triton")
 from dense_search import searches  # noqa: E402
 
-from mlff import forces_triton, neighbors_triton  # noqa: E402
+from mlff import caller_triton, forces_triton, neighbors_triton  # noqa: E402
 from mlff.painn import forces_and_virial  # noqa: E402
 from mlff.plan import CudaPlan  # noqa: E402
 
@@ -30,7 +30,7 @@ class Forces(PlanRunner):
         plan.search = searches(plan)
         plan.schedules = [{"max_rows": None, "stages": []}]
         self.last = [forces_triton.forces_stage(plan, large), *forces_triton.total_stages(plan, large)]
-        self.imports = forces_triton.import_stages(plan)
+        self.imports = caller_triton.import_stages(plan)
         super().__init__(plan, {"cutoff": np.array([CUTOFF])}, CUTOFF, DEVICE, search)
 
     def prepare(self, atoms, **options):
@@ -174,6 +174,13 @@ def test_an_energy_that_is_not_finite(large, value):
     assert runner.results()["status"][[3, 7]].tolist() == [1, 0]  # another flag explains it
 
 
+def given(values):
+    """The caller's memory, and what kernels get: a pointer to float64, whatever is there."""
+    memory = torch.full((values.numel() + 8,), 7.0, dtype=values.dtype, device=DEVICE)[: -(-values.numel() // 2) * 2]
+    memory[: values.numel()] = values.flatten()
+    return memory, memory.view(torch.float64)
+
+
 @pytest.mark.parametrize("large, kind", [(False, torch.float32), (True, torch.float64)], ids=["small-f32", "large-f64"])
 def test_arrays_of_the_caller(large, kind):
     runner = Forces("list", large)
@@ -184,12 +191,6 @@ def test_arrays_of_the_caller(large, kind):
     a = runner.arrays
     a["caller_atoms"][:n] = rows.to(DEVICE)
     a["units"].copy_(torch.tensor([10.0, 96.485, 964.85, float(kind == torch.float32)], dtype=torch.float64))
-
-    def given(values):
-        """The caller's memory, and what kernels get: a pointer to float64, whatever is there."""
-        memory = torch.full((values.numel() + 8,), 7.0, dtype=kind, device=DEVICE)[: -(-values.numel() // 2) * 2]
-        memory[: values.numel()] = values.flatten()
-        return memory, memory.view(torch.float64)
 
     caller = torch.full((n + 3, 3), 7.0, dtype=kind)
     caller[rows.long()] = torch.from_numpy(atoms.positions / 10).to(kind)
@@ -205,7 +206,7 @@ def test_arrays_of_the_caller(large, kind):
         runner.run(runner.imports)
         np.testing.assert_allclose(a["boxes"][0].cpu(), inverse_box(box.double().numpy() * 10, pbc), atol=1e-14, rtol=1e-14)
 
-    memory, a["caller_forces"] = given(torch.full((n + 3, 3), 7.0))
+    memory, a["caller_forces"] = given(torch.full((n + 3, 3), 7.0, dtype=kind))
     a["caller_energy"] = torch.zeros(1, dtype=torch.float64, device=DEVICE)
     got = runner.results()
     assert float(a["caller_energy"]) == got["energies"][0] * 96.485
@@ -219,3 +220,37 @@ def test_arrays_of_the_caller(large, kind):
     a["caller_forces"] = a["caller_forces"][:0].clone()
     runner.results(backward=False)
     assert float(a["caller_energy"]) == float(a["energies"][0] * 96.485) and float(a["caller_energy"]) != 5.0
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("name", ["ethanol", "slab"])
+def test_dense_search_reads_the_arrays_of_the_caller(name, kind):
+    """And nothing of the host's, which are not a number here."""
+    atoms = structures.structure(name)
+    atoms.positions = 10 * torch.from_numpy(atoms.positions / 10).to(kind).double().numpy()
+    atoms.cell = 10 * torch.from_numpy(atoms.cell.array / 10).to(kind).double().numpy()
+    runner = Forces("dense", False)
+    runner.prepare(atoms)
+    a, n = runner.arrays, runner.n_total
+    names = ("edge_count", "neighbors", "distance", "geometry", "slot", "reverse")
+    wanted = {k: a[k].clone() for k in names}
+    rows = np.random.default_rng(0).permutation(n + 3)[:n].astype(np.int32)
+    a["caller_atoms"][:n] = torch.from_numpy(rows).to(DEVICE)
+    a["units"].copy_(torch.tensor([10.0, 1.0, 1.0, float(kind == torch.float32)], dtype=torch.float64))
+    caller = torch.full((n + 3, 3), np.nan, dtype=kind)
+    caller[rows.astype(int)] = torch.from_numpy(atoms.positions / 10).to(kind)
+    kept, a["caller_positions"] = given(caller)
+    box, a["caller_box"] = given(torch.from_numpy(np.where(atoms.pbc[:, None], atoms.cell.array / 10, 0)).to(kind))
+    for k in ("positions", "boxes"):
+        a[k].fill_(np.nan)
+    for k in names:
+        a[k].zero_()
+    runner.run(runner.dict["search"]["dense"])
+    assert not a["flags"][2:].any()
+    assert torch.equal(a["edge_count"], wanted["edge_count"]) and int(a["edge_count"].sum()) > 0
+    for i in range(n):
+        e = slice(i * runner.scalars["edge_capacity"], i * runner.scalars["edge_capacity"] + int(a["edge_count"][i]))
+        for k in ("neighbors", "reverse"):
+            assert torch.equal(a[k][e], wanted[k][e])
+        for k in ("distance", "geometry"):
+            torch.testing.assert_close(a[k][e], wanted[k][e], rtol=1e-13 if k == "distance" else 1e-6, atol=1e-6 if k == "geometry" else 0)
