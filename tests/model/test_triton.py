@@ -282,3 +282,15 @@ def test_schedules_cover_every_size():
     assert len(small(random_model(16, 2))) == 15 and len(small(random_model(16, 3))) == 23
     kernels = small(random_model(160, 2))  # weights of so many features fit into no program with two products
     assert len(kernels) == 22 and not any("merged" in kernel for kernel in kernels)
+
+
+def test_numbers_too_large_for_few_atoms():
+    """Beyond the range of halves the kernels for few atoms give no numbers and say so; those for many atoms are not affected."""
+    model, atoms = random_model(32, 1), structure("ethanol")
+    with torch.no_grad():
+        model.layers[0].update["b2"][:32] += 1e5  # so the scalar features that the readout multiplies
+    out = runner(model, atoms, schedule=0).compute(atoms.positions)
+    assert out["status"][7] > 0 and not np.isfinite(out["energies"]).any() and np.isnan(out["forces"]).any()
+    out, expected = runner(model, atoms, schedule=1).compute(atoms.positions), reference(model, atoms)
+    assert not out["status"][3:8].any()
+    np.testing.assert_allclose(out["forces"], expected.forces, rtol=0, atol=1e-5 * np.abs(expected.forces).max())
