@@ -219,7 +219,8 @@ def radial(
 @triton.jit
 def pairs_radial(
     counts, positions, elements, structure, starts, boxes, images, cutoff, flags, order, species, caller_positions, caller_box, caller_atoms,
-    units, edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, pair_table, basis, slope, moments, repulsion_energy, repulsion_slope,
+    units, edge_count, neighbors, geometry, distance, reverse, slot, edge_capacity, candidate_capacity, pair_table, basis, slope, moments,
+    repulsion_energy, repulsion_slope,
     gaussians, S: tl.constexpr, K: tl.constexpr, KB: tl.constexpr, SKP: tl.constexpr, ROWS: tl.constexpr, COSINE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):

@@ -1,4 +1,4 @@
-"""Forces, virials and energies from the gradient of the edges (docs/cuda.md)."""
+"""The gradient of the edges; forces, virials and energies from it (docs/cuda.md)."""
 
 from typing import Any, Dict, List, Optional
 
@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 
 from .caller_triton import is_null
+from .dense_triton import GRADIENT
+from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
 from .launch_triton import previous_kernel
 from .plan import SMALL
 
@@ -28,6 +30,66 @@ def load_fours(rows, e, mask, BLOCK: tl.constexpr):
     x, z = tl.split(even)
     y, w = tl.split(odd)
     return x, y, z, w
+
+
+@triton.jit
+def edge_gradient(
+    counts, species, edge_count, neighbors, geometry, distance, cutoff, pair_table, g_moments, pair_gradient, repulsion_slope, gradient,
+    edge_capacity, gaussians, S: tl.constexpr, K: tl.constexpr, SKP: tl.constexpr, SLICES: tl.constexpr, BE: tl.constexpr, COSINE: tl.constexpr,
+):
+    """gradient f32 [edges, 4]: dE/dr of every edge of local rows: first layer, repulsion, and what message_backward collected.
+
+    SLICES: of pair_gradient, 0 if there is one message layer only. gaussians, COSINE: as in filter_triton.radial. One edge a thread,
+    which makes its radial basis again: that takes less time than to read it.
+    """
+    i = tl.program_id(0)
+    n_local, n, scale = tl.load(counts), tl.load(edge_count + i), 1.0 / tl.load(cutoff)
+    wave = (3.141592653589793 * scale).to(tl.float32)
+    z_i = tl.maximum(tl.load(species + i), 0)
+    n = tl.where(i < n_local, n, 0)
+    for start in range(0, tl.maximum(n, 1), BE):
+        place = start + tl.arange(0, BE)
+        inside = place < n
+        e = i.to(tl.int64) * edge_capacity + place
+        # Loads that others depend on do not wait for the number of edges: what is left over in a row names rows too.
+        z = tl.maximum(tl.load(species + tl.load(neighbors + e, mask=place < edge_capacity, other=0)), 0)
+        u_0 = tl.load(geometry + e * 4, mask=inside, other=0.0)
+        u_1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)
+        u_2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)
+        d = tl.load(distance + e, mask=inside, other=1.0)
+        g_d = tl.load(repulsion_slope + e, mask=inside, other=0.0) * GRADIENT
+        g_0, g_1, g_2 = g_d * 0.0, g_d * 0.0, g_d * 0.0
+        for slice in tl.static_range(SLICES):
+            from_d, from_0, from_1, from_2 = load_fours(pair_gradient, e * SLICES + slice, inside, BE)
+            g_d, g_0, g_1, g_2 = g_d + from_d, g_0 + from_0, g_1 + from_1, g_2 + from_2
+        x = tl.minimum(d * scale, 1.0)
+        if COSINE:
+            f64, df64 = cosine_cutoff(x)
+        else:
+            f64, df64 = envelope(x)
+        f, df, inverse = f64.to(tl.float32), (df64 * scale).to(tl.float32), 1.0 / d.to(tl.float32)
+        w, dw = switch(d.to(tl.float32), tl.load(pair_table + (z_i * S + z) * 3 + 2).to(tl.float32))
+        f, df = w * f, w * df + dw * f
+        sine_1, cosine_1 = first_wave(x)
+        sine, cosine = sine_1, cosine_1
+        previous_kernel()
+        m = g_moments + i.to(tl.int64) * (4 * SKP) + z * K
+        for k in tl.static_range(K):
+            if gaussians is None:
+                b, db = basis_of(k, K, sine, cosine, inverse, f, df, wave)
+                sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+            else:
+                b, db = gaussian_of(k, gaussians, d, f, df)
+            m_1, m_2, m_3 = tl.load(m + SKP + k), tl.load(m + 2 * SKP + k), tl.load(m + 3 * SKP + k)
+            g_d += db * (tl.load(m + k) + u_0 * m_1 + u_1 * m_2 + u_2 * m_3)
+            g_0 += b * m_1
+            g_1 += b * m_2
+            g_2 += b * m_3
+        along = g_d - (g_0 * u_0 + g_1 * u_1 + g_2 * u_2) * inverse
+        tl.store(gradient + e * 4, (along * u_0 + g_0 * inverse) * (1.0 / GRADIENT), mask=inside)
+        tl.store(gradient + e * 4 + 1, (along * u_1 + g_1 * inverse) * (1.0 / GRADIENT), mask=inside)
+        tl.store(gradient + e * 4 + 2, (along * u_2 + g_2 * inverse) * (1.0 / GRADIENT), mask=inside)
+    previous_kernel()
 
 
 @triton.jit

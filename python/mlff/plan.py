@@ -237,6 +237,7 @@ LARGE = Schedule("large", Blocks(64, 128, 4), Blocks(32, 64, 4), early_exit=True
 # Of a program of the message kernels, which is one warp. Places for edges are multiples of 16 per row, so that no block of 16 leaves
 # its row: what lies there is finite, and needs no mask.
 CHANNELS, EDGES = 16, 16
+MERGED_FEATURES = 128  # up to which weights of a whole hidden layer fit into a program
 
 
 def filter_columns(n: int) -> np.ndarray:
@@ -244,9 +245,6 @@ def filter_columns(n: int) -> np.ndarray:
     message kernels, and channels 4 q to 4 q + 3 of what it gathers: so they meet without going through other threads."""
     k = np.arange(n)
     return k // 16 * 16 + k // 2 % 4 * 4 + k // 8 % 2 * 2 + k % 2
-
-
-MERGED_FEATURES = 128  # up to which weights of a whole hidden layer fit into a program
 
 
 def hidden_parts(schedule: Schedule, features: int) -> int:
@@ -330,7 +328,7 @@ def _search_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes) -> Dic
 
 def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule: Schedule) -> List[Dict[str, Any]]:
     """Everything between search and forces: what comes after the radial basis."""
-    from . import message_triton, readout_triton, update_triton
+    from . import forces_triton, message_triton, readout_triton, update_triton
 
     f, n, sk = sizes.features, config.layers, sizes.moments
     parts = hidden_parts(schedule, f)
@@ -455,7 +453,7 @@ def _cuda_stages(plan: CudaPlan, config: PaiNNConfig, sizes: CudaSizes, schedule
         source_back = atom_kernel(message_triton.source_merged_backward, schedule.merged_backward, width=parts * f, **units)
         first_back = atom_kernel(message_triton.message_first_merged_backward, narrow, **to_moments, **scalars[n == 1][1], **of_norm)
     gaussians, of_basis = _of_basis(config)
-    gradient = launch(message_triton.edge_gradient, ["local", 1, 1], schedule.edge_warps, S=sizes.species, K=sizes.basis, SKP=sk,
+    gradient = launch(forces_triton.edge_gradient, ["local", 1, 1], schedule.edge_warps, S=sizes.species, K=sizes.basis, SKP=sk,
                       SLICES=f // CHANNELS if n > 1 else 0, BE=schedule.edges, **of_basis)
     for layer in reversed(range(n)):
         w, last, pq, gates = f"gpu.layers.{layer}.", layer == n - 1, f"pq{layer}", f"gates{layer}"
