@@ -30,7 +30,8 @@ def together(*values, _semantic=None):
     if _semantic.builder.options.arch != "sm90":
         return tl.tuple(values)
 
-    _semantic.debug_barrier()
+    _semantic.debug_barrier()  # the assembler moves loads behind the stores of others that have arrived, but not across this
+
     def there(value):
         kind, pack = ("f", 1) if value.dtype == tl.float32 else ("r", 2)
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", f"={kind},{kind}", [value], value.dtype, is_pure=False, pack=pack, _semantic=_semantic)
