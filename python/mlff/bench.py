@@ -191,40 +191,58 @@ def _in_operator(data: bytes, device: str, atoms: Atoms, search: bool, seconds: 
     x = torch.tensor(atoms.positions / 10, dtype=torch.float32, device=device)  # OpenMM's unit is the nanometre
     cell = torch.tensor(atoms.cell.array / 10, dtype=torch.float32, device=device) if atoms.pbc.all() else None
 
-    def evaluate(positions) -> None:
-        script(positions, cell)
+    def evaluate(positions):
+        return script(positions, cell)
 
     if captured:
-        fixed, graph = x.clone(), torch.cuda.CUDAGraph()
-        evaluate(fixed)  # makes room, which must not happen during the capture
-        with torch.cuda.graph(graph):
-            script(fixed, cell)
-
-        def evaluate(positions) -> None:
-            fixed.copy_(positions)
-            graph.replay()
+        evaluate(x)  # makes room, which must not happen during the capture
+        evaluate = _Captured(evaluate, x.clone())
 
     def call() -> float:
-        positions = x + 0.1 * (MOVE * (2 * torch.rand_like(x) - 1) + JUMP * (search and next(count) % 2))
-        return _on_device(lambda: evaluate(positions), captured)
+        return _on_device(evaluate, x + 0.1 * (MOVE * (2 * torch.rand_like(x) - 1) + JUMP * (search and next(count) % 2)))
 
     return _measure(call, len(atoms), seconds)
 
 
-def _on_device(function: Callable[[], Any], graph: bool) -> float:
-    """Seconds between two events on the GPU's stream, around the function.
+class _Captured:
+    """A CUDA graph of a function of one tensor, x, which stays where it is."""
 
-    graph: it launches a graph and waits for nothing. Then the stream is busy until that has arrived, for what the host takes for the launch is
-    none of the GPU's time.
+    def __init__(self, function: Callable, x):
+        import torch
+
+        self.x, self.graph = x, torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = function(x)
+
+    def set(self, x) -> None:
+        import torch
+
+        with torch.no_grad():
+            self.x.copy_(x)
+
+    def __call__(self, x):
+        self.set(x)
+        self.graph.replay()
+        return self.result
+
+
+def _on_device(function: Callable, x) -> float:
+    """Seconds between two events on the GPU's stream, around a function of a tensor.
+
+    A graph finds the tensor in its place, as it would where a simulation has moved the atoms, and the stream is busy until the graph has
+    arrived, for what the host takes for the launch is none of the GPU's time.
     """
     import torch
 
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    captured = isinstance(function, _Captured)
+    if captured:
+        function.set(x)
     torch.cuda.synchronize()
-    if graph:
+    if captured:
         torch.cuda._sleep(1_000_000)  # cycles, 0.5 ms: longer than the launch of a thousand nodes
     start.record()
-    function()
+    function.graph.replay() if captured else function(x)
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1e3
@@ -306,7 +324,7 @@ class Peers:
                 moves = MOVE * (2 * torch.rand((len(atoms), 3), device=self.device) - 1)
                 r = vectors + moves[edges[1]] - moves[edges[0]]
                 if on_gpu:
-                    return _on_device(lambda: run(r), graph=kind != "eager")
+                    return _on_device(run, r)
                 start = time.perf_counter()
                 run(r)
                 return time.perf_counter() - start
@@ -343,17 +361,7 @@ class Peers:
             for _ in range(WARM_UP):
                 evaluate(fixed)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            forces = evaluate(fixed)
-
-        def replay(r):
-            with torch.no_grad():
-                fixed.copy_(r)
-            graph.replay()
-            return forces
-
-        return replay
+        return _Captured(evaluate, fixed)
 
 
 # ---- the command -------------------------------------------------------------------------------------------------------

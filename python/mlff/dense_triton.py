@@ -30,7 +30,7 @@ and the kernel that reads them adds them up: g_hidden [local, 3F].
 import triton
 import triton.language as tl
 
-from .launch_triton import together
+from .launch_triton import at_once
 from .plan import GRADIENT_SCALE, HALVES_SCALE
 
 UNSCALE = tl.constexpr(1.0 / HALVES_SCALE)
@@ -76,7 +76,7 @@ def halves(a):
 def unscaled_halves(a):
     """hi, lo [BM, K] of numbers up to 65504, to 22 bits or 3e-8."""
     hi = a.to(tl.float16)
-    return together(hi, (a - hi.to(tl.float32)).to(tl.float16))
+    return at_once(hi, (a - hi.to(tl.float32)).to(tl.float16))
 
 
 @triton.jit

@@ -46,8 +46,8 @@ def first_wave(x):
     z = y * y
     sine, cosine = z * 0.0 + 1.0, z * 0.0 + 1.0
     for n in tl.static_range(9, 0, -1):
-        sine = 1.0 - sine * z * (1.0 / (2 * n * (2 * n + 1)))
-        cosine = 1.0 - cosine * z * (1.0 / (2 * n * (2 * n - 1)))
+        sine = 1.0 - sine * (z * (1.0 / (2 * n * (2 * n + 1))))
+        cosine = 1.0 - cosine * (z * (1.0 / (2 * n * (2 * n - 1))))
     return cosine, -y * sine
 
 
@@ -60,7 +60,7 @@ def cosine_cutoff(x):
 
 @triton.jit
 def next_wave(sine, cosine, sine_1, cosine_1):
-    """sin and cos of an angle, from those of the angle less the first one and of the first one."""
+    """sin and cos of a sum of two angles, from those of both."""
     return sine * cosine_1 + cosine * sine_1, cosine * cosine_1 - sine * sine_1
 
 
@@ -115,15 +115,14 @@ def store_halves(rows, e, columns, mask, BE: tl.constexpr, KB: tl.constexpr, STE
 
 @triton.jit
 def radial_block(
-    e, inside, d, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope, gaussians, S: tl.constexpr,
+    e, inside, d, inverse64, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope, gaussians, S: tl.constexpr,
     K: tl.constexpr, KB: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr, COSINE: tl.constexpr, STEP: tl.constexpr,
 ):
-    """What radial says of BE edges e with distances d, unit vectors u and elements z_j of the neighbours, -1 where there is no edge. Returns
+    """What radial says of BE edges e with distances d and 1 / d, unit vectors u and elements z_j of the neighbours, -1 where there is no edge. Returns
     energy [BE] and sums [ROWS, KB], the moments, with what these add to them."""
     wave = (3.141592653589793 * scale).to(tl.float32)
     row = tl.arange(0, ROWS)
     axis, z = (row // S)[:, None], (row % S)[:, None]
-    inverse64 = 1.0 / d
     pair = pair_table + (z_i * S + tl.maximum(z_j, 0)) * 3
     radius = tl.load(pair + 2)
     x = tl.minimum(d * scale, 1.0)  # what does not need the radius, while that is on its way
@@ -141,13 +140,17 @@ def radial_block(
     tl.store(repulsion_slope + e, tl.where(close, derivative, 0.0).to(tl.float32), mask=inside)
     f, df, inverse = (w * f64).to(tl.float32), (w * df64 * scale + dw * f64).to(tl.float32), inverse64.to(tl.float32)
     sine, cosine = sine_1, cosine_1
+    # From the one before the last: half as long a chain of numbers that wait for each other.
+    sine_2, cosine_2 = next_wave(sine_1, cosine_1, sine_1, cosine_1)
+    next_sine, next_cosine = sine_2, cosine_2
     b, db = (), ()
     for m in tl.static_range(KB):
         one, one_slope = f * 0.0, f * 0.0
         if m < K:
             if gaussians is None:
                 one, one_slope = basis_of(m, K, sine, cosine, inverse, f, df, wave)
-                sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
+                after_sine, after_cosine = next_wave(sine, cosine, sine_2, cosine_2)
+                sine, cosine, next_sine, next_cosine = next_sine, next_cosine, after_sine, after_cosine
             else:
                 one, one_slope = gaussian_of(m, gaussians, d, f, df)
         b, db = b + (one,), db + (one_slope,)
@@ -164,7 +167,7 @@ def radial_block(
 
 @triton.jit
 def load_edges(first, start, n, elements, neighbors, geometry, distance, BE: tl.constexpr):
-    """Of a block of the n edges that begin at first: e, whether there is one, d, u, z_j, as radial_block wants them."""
+    """Of a block of the n edges that begin at first: e, whether there is one, d, 1 / d, u, z_j, as radial_block wants them."""
     inside = start + tl.arange(0, BE) < n
     e = first + start + tl.arange(0, BE)
     d = tl.load(distance + e, mask=inside, other=1.0)
@@ -172,7 +175,7 @@ def load_edges(first, start, n, elements, neighbors, geometry, distance, BE: tl.
     u1 = tl.load(geometry + e * 4 + 1, mask=inside, other=0.0)
     u2 = tl.load(geometry + e * 4 + 2, mask=inside, other=0.0)
     z_j = tl.load(elements + tl.load(neighbors + e, mask=inside, other=0), mask=inside, other=-1)
-    return e, inside, d, u0, u1, u2, z_j
+    return e, inside, d, 1.0 / d, u0, u1, u2, z_j
 
 
 @triton.jit
@@ -210,8 +213,8 @@ def radial(
     first = i.to(tl.int64) * edge_capacity
     energy, sums = tl.zeros([BE], tl.float64), tl.zeros([ROWS, KB], tl.float32)
     for start in range(0, n, BE):
-        e, inside, d, u0, u1, u2, z_j = load_edges(first, start, n, species, neighbors, geometry, distance, BE)
-        energy, sums = radial_block(e, inside, d, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
+        e, inside, d, inverse, u0, u1, u2, z_j = load_edges(first, start, n, species, neighbors, geometry, distance, BE)
+        energy, sums = radial_block(e, inside, d, inverse, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
                                     gaussians, S, K, KB, ROWS, BE, COSINE, KB)
     store_row(i, energy, sums, repulsion_energy, moments, S, K, KB, SKP, ROWS)
 
@@ -231,6 +234,7 @@ def pairs_radial(
     limit_d, seen0, seen1 = tl.load(cutoff), tl.load(flags), tl.load(flags + 1)
     length, narrow = tl.load(units), tl.load(units + 3).to(tl.int32) != 0
     start, end, n0, n1, n2 = bounds(b, starts, images)
+    scale = 1.0 / limit_d
     previous_kernel()
     if row >= n_total:
         return
@@ -241,15 +245,14 @@ def pairs_radial(
         return
     first, z_i, n = row.to(tl.int64) * edge_capacity, tl.maximum(element, 0), tl.minimum(n, edge_capacity)
     energy, sums = tl.zeros([BLOCK], tl.float64), tl.zeros([ROWS, KB], tl.float32)
-    scale = 1.0 / limit_d
     if candidates <= BLOCK:  # edges are those of the threads that have met them: three latencies less
-        e, inside, d, u0, u1, u2, z_j = edge
-        energy, sums = radial_block(e, inside, d, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
+        e, inside, d, inverse, u0, u1, u2, z_j = edge
+        energy, sums = radial_block(e, inside, d, inverse, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
                                     gaussians, S, K, KB, ROWS, BLOCK, COSINE, 8)
     else:
         tl.debug_barrier()  # what other threads of this program have found is there
         for start in range(0, n, BLOCK):
-            e, inside, d, u0, u1, u2, z_j = load_edges(first, start, n, elements, neighbors, geometry, distance, BLOCK)
-            energy, sums = radial_block(e, inside, d, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
+            e, inside, d, inverse, u0, u1, u2, z_j = load_edges(first, start, n, elements, neighbors, geometry, distance, BLOCK)
+            energy, sums = radial_block(e, inside, d, inverse, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope,
                                         gaussians, S, K, KB, ROWS, BLOCK, COSINE, 8)
     store_row(row, energy, sums, repulsion_energy, moments, S, K, KB, SKP, ROWS)

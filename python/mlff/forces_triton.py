@@ -7,8 +7,8 @@ import triton.language as tl
 
 from .caller_triton import is_null
 from .dense_triton import GRADIENT
-from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, switch
-from .launch_triton import previous_kernel
+from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, stack, switch
+from .launch_triton import finished, previous_kernel
 from .plan import SMALL
 
 PARTS = 128  # programs that sum the rows of one large structure
@@ -72,23 +72,29 @@ def edge_gradient(
         f, df = w * f, w * df + dw * f
         sine_1, cosine_1 = first_wave(x)
         sine, cosine = sine_1, cosine_1
+        sine_2, cosine_2 = next_wave(sine_1, cosine_1, sine_1, cosine_1)
+        next_sine, next_cosine = sine_2, cosine_2
+        b, db = (), ()
+        for k in tl.static_range(K):
+            if gaussians is None:
+                one, one_slope = basis_of(k, K, sine, cosine, inverse, f, df, wave)
+                after_sine, after_cosine = next_wave(sine, cosine, sine_2, cosine_2)
+                sine, cosine, next_sine, next_cosine = next_sine, next_cosine, after_sine, after_cosine
+            else:
+                one, one_slope = gaussian_of(k, gaussians, d, f, df)
+            b, db = b + (one,), db + (one_slope,)
+        finished(*b, *db)
         previous_kernel()
         m = g_moments + i.to(tl.int64) * (4 * SKP) + z * K
         for k in tl.static_range(K):
-            if gaussians is None:
-                b, db = basis_of(k, K, sine, cosine, inverse, f, df, wave)
-                sine, cosine = next_wave(sine, cosine, sine_1, cosine_1)
-            else:
-                b, db = gaussian_of(k, gaussians, d, f, df)
             m_1, m_2, m_3 = tl.load(m + SKP + k), tl.load(m + 2 * SKP + k), tl.load(m + 3 * SKP + k)
-            g_d += db * (tl.load(m + k) + u_0 * m_1 + u_1 * m_2 + u_2 * m_3)
-            g_0 += b * m_1
-            g_1 += b * m_2
-            g_2 += b * m_3
+            g_d += db[k] * (tl.load(m + k) + u_0 * m_1 + u_1 * m_2 + u_2 * m_3)
+            g_0 += b[k] * m_1
+            g_1 += b[k] * m_2
+            g_2 += b[k] * m_3
         along = g_d - (g_0 * u_0 + g_1 * u_1 + g_2 * u_2) * inverse
-        tl.store(gradient + e * 4, (along * u_0 + g_0 * inverse) * (1.0 / GRADIENT), mask=inside)
-        tl.store(gradient + e * 4 + 1, (along * u_1 + g_1 * inverse) * (1.0 / GRADIENT), mask=inside)
-        tl.store(gradient + e * 4 + 2, (along * u_2 + g_2 * inverse) * (1.0 / GRADIENT), mask=inside)
+        values = stack((along * u_0 + g_0 * inverse, along * u_1 + g_1 * inverse, along * u_2 + g_2 * inverse, 0.0 * along))
+        tl.store(gradient + e[:, None] * 4 + tl.arange(0, 4)[None, :], tl.reshape(values, (BE, 4)) * (1.0 / GRADIENT), mask=inside[:, None])
     previous_kernel()
 
 

@@ -19,24 +19,45 @@ def previous_kernel(_semantic=None):
 previous_kernel.__triton_builtin__ = True  # the compiler passes _semantic, the interpreter does not
 
 
-def together(*values, _semantic=None):
-    """The values, halves or float32 that have been loaded, but none of them before all loads are on their way.
+def next_kernel(_semantic=None):
+    """Lets the next kernel start before this one waits, for one whose own beginning would else be late: it may then start before the kernel before
+    this one has ended, and read early only what was written three kernels before or earlier.
 
-    Without it the compiler takes each of them through shared memory, with a barrier, to the threads that need it before it loads the next
-    one, and their latencies add up. With it all of them are in registers or shared memory at once, for which not every GPU has room.
+    It pays for a next kernel that has much to do before it waits and few weights to load, which would stand in the way of those waited for.
     """
+    if _semantic is not None and _semantic.builder.options.arch == "sm90":
+        gdc_launch_dependents(_semantic=_semantic)
+
+
+next_kernel.__triton_builtin__ = True
+
+
+def at_once(*values, _semantic=None):
+    """The values, halves or float32, none of which goes through shared memory to the threads that need it before all of them are there."""
     if _semantic is None:
         return values
     if _semantic.builder.options.arch != "sm90":
         return tl.tuple(values)
-
-    _semantic.debug_barrier()  # the assembler moves loads behind the stores of others that have arrived, but not across this
 
     def there(value):
         kind, pack = ("f", 1) if value.dtype == tl.float32 else ("r", 2)
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", f"={kind},{kind}", [value], value.dtype, is_pure=False, pack=pack, _semantic=_semantic)
 
     return tl.tuple([there(value) for value in values])
+
+
+at_once.__triton_builtin__ = True
+
+
+def together(*values, _semantic=None):
+    """The values, halves or float32 that have been loaded, but none of them before all loads are on their way.
+
+    Without it the compiler takes each of them through shared memory, with a barrier, to the threads that need it before it loads the next
+    one, and their latencies add up. With it all of them are in registers or shared memory at once, for which not every GPU has room.
+    """
+    if _semantic is not None and _semantic.builder.options.arch == "sm90":
+        _semantic.debug_barrier()  # the assembler moves loads behind the stores of others that have arrived, but not across this
+    return at_once(*values, _semantic=_semantic)
 
 
 together.__triton_builtin__ = True
@@ -50,17 +71,12 @@ def finished(*values, _semantic=None):
     """
     if _semantic is None:
         return values
-    if _semantic.builder.options.arch != "sm90":
-        return tl.tuple(values)
-    wait = "{ .reg .pred p; .reg .b32 t; xor.b32 t, $4, $6; setp.eq.u32 p, t, 0x7fc01234; @p griddepcontrol.wait; "
-    code = wait + " ".join(f"mov.b32 ${k}, ${k + 4};" for k in range(4)) + " }"
-    constraints = ",".join(["=r"] * 4 + ["r"] * 4)
-    made = []
-    for value in values:
-        bits = _semantic.bitcast(value, tl.int32)
-        bits = tl.inline_asm_elementwise(code, constraints, [bits], tl.int32, is_pure=False, pack=4, _semantic=_semantic)
-        made.append(_semantic.bitcast(bits, tl.float32))
-    return tl.tuple(made)
+    if _semantic.builder.options.arch == "sm90":
+        code = "{ .reg .pred p; .reg .b32 t; mov.b32 t, $1; " + "".join(f"xor.b32 t, t, ${k + 1}; " for k in range(1, len(values)))
+        code += "setp.eq.u32 p, t, 0x7fc01234; @p griddepcontrol.wait; mov.b32 $0, t; }"
+        constraints = ",".join(["=r", *["f"] * len(values)])
+        tl.inline_asm_elementwise(code, constraints, values, tl.int32, is_pure=False, pack=1, _semantic=_semantic)
+    return tl.tuple(values)
 
 
 finished.__triton_builtin__ = True

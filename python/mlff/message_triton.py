@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 
 from .dense_triton import UNSCALE, filter_product, place, product, silu, silu_slope, store_hidden, unscaled_product, weights
-from .launch_triton import finished, previous_kernel, together
+from .filter_triton import stack
+from .launch_triton import finished, next_kernel, previous_kernel, together
 from .update_triton import load_mix, load_sum, load_vector, rows_of, store_norms
 
 
@@ -213,6 +214,7 @@ def source_merged(
     counts, terms, v, b1, w2, b2, slope, x, x_vv, F: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TERMS: tl.constexpr
 ):
     """source_features from the terms [local, TERMS, F] of the hidden layer, which update_merged has made."""
+    next_kernel()
     ACROSS: tl.constexpr = 3 * F // BN
     row, c = place(ACROSS, BM, BN)
     k = tl.arange(0, F)
@@ -274,16 +276,22 @@ def filter_weights(filter, k, c, F: tl.constexpr, KB: tl.constexpr):
 
 
 @triton.jit
-def row_edges(row, start, limit, neighbors, geometry, basis, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
-    """Of the BE edges of a row from start on: neighbours [BE, 1], the basis [BE, KB] (hi, lo) and unit vectors [BE, 1]; zero beyond the limit."""
+def load_neighbors(neighbors, row, start, limit, edge_capacity, BE: tl.constexpr):
+    """Neighbours [BE] of a row from place start on; zero beyond the limit."""
+    place = start + tl.arange(0, BE)
+    return tl.load(neighbors + row * edge_capacity + place, mask=place < limit, other=0).to(tl.int64)
+
+
+@triton.jit
+def row_edges(row, start, limit, geometry, basis, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
+    """Of the BE edges of a row from start on: the basis [BE, KB] (hi, lo) and unit vectors [BE, 1]; zero beyond the limit."""
     place = start + tl.arange(0, BE)[:, None]
     inside = place < limit
     e = row * edge_capacity + place
-    j = tl.load(neighbors + e, mask=inside, other=0).to(tl.int64)
     at = basis + e * (2 * KB) + tl.arange(0, KB)[None, :]
     b, b_lo = tl.load(at, mask=inside, other=0.0), tl.load(at + KB, mask=inside, other=0.0)
     u = geometry + e * 4
-    return j, b, b_lo, tl.load(u, mask=inside, other=0.0), tl.load(u + 1, mask=inside, other=0.0), tl.load(u + 2, mask=inside, other=0.0)
+    return b, b_lo, tl.load(u, mask=inside, other=0.0), tl.load(u + 1, mask=inside, other=0.0), tl.load(u + 2, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -294,6 +302,12 @@ def only(start, count, rows, BE: tl.constexpr):
     for k in tl.static_range(len(rows)):
         kept = kept + (tl.where(inside, rows[k], 0),)
     return kept
+
+
+@triton.jit
+def known(start, count, j, BE: tl.constexpr):
+    """only, of neighbours [BE]."""
+    return tl.where(start + tl.arange(0, BE) < count, j, 0)
 
 
 @triton.jit
@@ -308,7 +322,7 @@ def message_sums(sums, x, c, j, u_0, u_1, u_2, made, F: tl.constexpr):
     """The sums (scalars, three components) with the messages of some edges added: what their neighbours j send times the filters ``made``."""
     sum_s, sum_0, sum_1, sum_2 = sums
     f_s, f_vs, f_vv = made
-    x_j = x + j * (5 * F) + c[None, :]
+    x_j = x + j[:, None] * (5 * F) + c[None, :]
     x_s, x_vs, x_0, x_1, x_2 = tl.load(x_j), tl.load(x_j + F), tl.load(x_j + 2 * F), tl.load(x_j + 3 * F), tl.load(x_j + 4 * F)
     m_vs = f_vs * x_vs
     return sum_s + f_s * x_s, sum_0 + (u_0 * m_vs + f_vv * x_0), sum_1 + (u_1 * m_vs + f_vv * x_1), sum_2 + (u_2 * m_vs + f_vv * x_2)
@@ -337,62 +351,72 @@ def message(
         if TILE == 1:
             count = tl.where(i < n, count, 0)
         row = i.to(tl.int64)
-        own_s = tl.load(s + row * F + c)
-        own_0, own_1, own_2 = load_vector(v + row * (3 * F) + c, F)
+        if TILE > 1:
+            own_s = tl.load(s + row * F + c)
+            own_0, own_1, own_2 = load_vector(v + row * (3 * F) + c, F)
         sums = (zero, zero, zero, zero)
         start = 0
         if TILE == 1:  # two blocks of edges are ready when the kernel before has ended, and their gathers go together
-            j, b, b_lo, u_0, u_1, u_2 = row_edges(row, 0, edge_capacity, neighbors, geometry, basis, edge_capacity, KB, BE)
-            j_next, b_next, b_lo_next, u_3, u_4, u_5 = row_edges(row, BE, edge_capacity, neighbors, geometry, basis, edge_capacity, KB, BE)
+            j = load_neighbors(neighbors, row, 0, edge_capacity, edge_capacity, BE)
+            j_next = load_neighbors(neighbors, row, BE, edge_capacity, edge_capacity, BE)
+            ahead = load_neighbors(neighbors, row, 2 * BE, edge_capacity, edge_capacity, BE)
+            b, b_lo, u_0, u_1, u_2 = row_edges(row, 0, edge_capacity, geometry, basis, edge_capacity, KB, BE)
+            b_next, b_lo_next, u_3, u_4, u_5 = row_edges(row, BE, edge_capacity, geometry, basis, edge_capacity, KB, BE)
             b, b_lo, u_0, u_1, u_2, b_next, b_lo_next, u_3, u_4, u_5 = together(b, b_lo, u_0, u_1, u_2, b_next, b_lo_next, u_3, u_4, u_5)
             filters = together(*filters)
-            j, b, b_lo = only(0, count, (j, b, b_lo), BE)
-            j_next, b_next, b_lo_next = only(BE, count, (j_next, b_next, b_lo_next), BE)
+            j, j_next, ahead = known(0, count, j, BE), known(BE, count, j_next, BE), known(2 * BE, count, ahead, BE)
+            b, b_lo = only(0, count, (b, b_lo), BE)
+            b_next, b_lo_next = only(BE, count, (b_next, b_lo_next), BE)
             f_s, f_vs, f_vv = message_filters(b, b_lo, filters, C, BE)
             f_s_next, f_vs_next, f_vv_next = message_filters(b_next, b_lo_next, filters, C, BE)
             f_s, f_vs, f_vv, f_s_next, f_vs_next, f_vv_next = finished(f_s, f_vs, f_vv, f_s_next, f_vs_next, f_vv_next)
             previous_kernel()
+            own_s = tl.load(s + row * F + c)  # of the update, which may be at work above: source_merged lets this kernel start early
+            own_0, own_1, own_2 = load_vector(v + row * (3 * F) + c, F)
             sums = message_sums(sums, x, c, j, u_0, u_1, u_2, (f_s, f_vs, f_vv), F)
             sums = message_sums(sums, x, c, j_next, u_3, u_4, u_5, (f_s_next, f_vs_next, f_vv_next), F)
             start = 2 * BE
         for at in range(start, count, BE):
-            j, b, b_lo, u_0, u_1, u_2 = row_edges(row, at, count, neighbors, geometry, basis, edge_capacity, KB, BE)
+            if TILE == 1:
+                j, ahead = ahead, load_neighbors(neighbors, row, at + BE, count, edge_capacity, BE)
+            else:  # other programs hide the latency, and every register counts
+                j = load_neighbors(neighbors, row, at, count, edge_capacity, BE)
+            b, b_lo, u_0, u_1, u_2 = row_edges(row, at, count, geometry, basis, edge_capacity, KB, BE)
             sums = message_sums(sums, x, c, j, u_0, u_1, u_2, message_filters(b, b_lo, filters, C, BE), F)
         sum_s, sum_0, sum_1, sum_2 = sums
         out = v_out + row * (3 * F) + c
-        tl.store(s_out + row * F + c, own_s + UNSCALE * tl.sum(sum_s, 0))
-        tl.store(out, own_0 + UNSCALE * tl.sum(sum_0, 0))
-        tl.store(out + F, own_1 + UNSCALE * tl.sum(sum_1, 0))
-        tl.store(out + 2 * F, own_2 + UNSCALE * tl.sum(sum_2, 0))
+        tl.store(s_out + row * F + c, own_s + tl.sum(sum_s, 0) * UNSCALE)
+        tl.store(out, own_0 + tl.sum(sum_0, 0) * UNSCALE)
+        tl.store(out + F, own_1 + tl.sum(sum_1, 0) * UNSCALE)
+        tl.store(out + 2 * F, own_2 + tl.sum(sum_2, 0) * UNSCALE)
     previous_kernel()
 
 
 @triton.jit
-def slope_edges(row, start, limit, neighbors, geometry, basis, slope, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
-    """Of the BE edges of a row from start on: places [BE], neighbours [BE], the basis and its slope [BE, KB] (hi, lo each) and unit vectors."""
+def slope_edges(row, start, limit, geometry, basis, slope, edge_capacity, KB: tl.constexpr, BE: tl.constexpr):
+    """Of the BE edges of a row from start on: places [BE], the basis and its slope [BE, KB] (hi, lo each) and unit vectors."""
     place = start + tl.arange(0, BE)
     inside = place < limit
     e = row * edge_capacity + place
-    j = tl.load(neighbors + e, mask=inside, other=0).to(tl.int64)
     at = e[:, None] * (2 * KB) + tl.arange(0, KB)[None, :]
     b, b_lo = tl.load(basis + at, mask=inside[:, None], other=0.0), tl.load(basis + at + KB, mask=inside[:, None], other=0.0)
     db, db_lo = tl.load(slope + at, mask=inside[:, None], other=0.0), tl.load(slope + at + KB, mask=inside[:, None], other=0.0)
     u = geometry + e * 4
-    return e, inside, j, b, b_lo, db, db_lo, tl.load(u)[:, None], tl.load(u + 1)[:, None], tl.load(u + 2)[:, None]
+    return e, inside, b, b_lo, db, db_lo, tl.load(u)[:, None], tl.load(u + 1)[:, None], tl.load(u + 2)[:, None]
 
 
 @triton.jit
 def message_gradients(
-    pair_gradient, sums, own, edges, ready, filters, g, c, slice, F: tl.constexpr, C: tl.constexpr, BE: tl.constexpr, ADD: tl.constexpr,
+    pair_gradient, sums, own, i, edges, ready, filters, g, c, slice, F: tl.constexpr, C: tl.constexpr, BE: tl.constexpr, ADD: tl.constexpr,
 ):
     """sums with the gradients of some messages added, and the gradients of their edges written.
 
-    sums: of g_s w_s, -(u.g_v) w_vs and g_v w_vv. own: what the row sent. edges: what slope_edges gives. ready: the filters and their slopes, if
+    sums: of g_s w_s, -(u.g_v) w_vs and g_v w_vv. own: what the row sent. i: neighbours [BE]. edges: what slope_edges gives. ready: the filters and their slopes, if
     they have been made; where they take too many registers they are made one by one (None).
     """
     g_s, g_vs, g_0, g_1, g_2 = sums
     x_s, x_vs, x_0, x_1, x_2 = own
-    e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2 = edges
+    e, inside, b, b_lo, db, db_lo, u_0, u_1, u_2 = edges
     w_s, w_vs, w_vv, r_s, r_vs, r_vv = filters
     g_i = g + i[:, None] * (4 * F) + c[None, :]
     g_is, g_i0, g_i1, g_i2 = tl.load(g_i), tl.load(g_i + F), tl.load(g_i + 2 * F), tl.load(g_i + 3 * F)
@@ -402,24 +426,19 @@ def message_gradients(
     f = filter_product(b, b_lo, w_vs, r_vs, BE, C) if ready is None else ready[2]
     g_vs += along * f
     g_u = -x_vs * f
-    d_0, d_1, d_2 = UNSCALE * tl.sum(g_u * g_i0, 1), UNSCALE * tl.sum(g_u * g_i1, 1), UNSCALE * tl.sum(g_u * g_i2, 1)
+    d_0, d_1, d_2 = tl.sum(g_u * g_i0, 1) * UNSCALE, tl.sum(g_u * g_i1, 1) * UNSCALE, tl.sum(g_u * g_i2, 1) * UNSCALE
     g_d += along * x_vs * (filter_product(db, db_lo, w_vs, r_vs, BE, C) if ready is None else ready[3])
     f = filter_product(b, b_lo, w_vv, r_vv, BE, C) if ready is None else ready[4]
     g_0 += f * g_i0
     g_1 += f * g_i1
     g_2 += f * g_i2
     g_d += (x_0 * g_i0 + x_1 * g_i1 + x_2 * g_i2) * (filter_product(db, db_lo, w_vv, r_vv, BE, C) if ready is None else ready[5])
-    d_d = UNSCALE * tl.sum(g_d, 1)
-    out = pair_gradient + e * (4 * (F // C)) + 4 * slice
+    d_d = tl.sum(g_d, 1) * UNSCALE
+    out = pair_gradient + (e * (4 * (F // C)) + 4 * slice)[:, None] + tl.arange(0, 4)[None, :]
+    values = tl.reshape(stack((d_d, d_0, d_1, d_2)), (BE, 4))
     if ADD:
-        d_d += tl.load(out, mask=inside, other=0.0)
-        d_0 += tl.load(out + 1, mask=inside, other=0.0)
-        d_1 += tl.load(out + 2, mask=inside, other=0.0)
-        d_2 += tl.load(out + 3, mask=inside, other=0.0)
-    tl.store(out, d_d, mask=inside)
-    tl.store(out + 1, d_0, mask=inside)
-    tl.store(out + 2, d_1, mask=inside)
-    tl.store(out + 3, d_2, mask=inside)
+        values += tl.load(out, mask=inside[:, None], other=0.0)
+    tl.store(out, values, mask=inside[:, None])
     return g_s, g_vs, g_0, g_1, g_2
 
 
@@ -454,16 +473,18 @@ def message_backward(
         x_0, x_1, x_2 = load_vector(sent + 2 * F, F)
         own = (tl.load(sent)[None, :], tl.load(sent + F)[None, :], x_0[None, :], x_1[None, :], x_2[None, :])
         sums = (zero, zero, zero, zero, zero)
+        if TILE > 1:
+            ahead = load_neighbors(neighbors, row, 0, count, edge_capacity, BE)
         past = row * (4 * F) + F + c
         start = 0
         if TILE == 1:  # the first block is ready when the kernel before has ended
-            e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2 = slope_edges(
-                row, 0, edge_capacity, neighbors, geometry, basis, slope, edge_capacity, KB, BE
-            )
+            i = load_neighbors(neighbors, row, 0, edge_capacity, edge_capacity, BE)
+            ahead = load_neighbors(neighbors, row, BE, edge_capacity, edge_capacity, BE)
+            e, inside, b, b_lo, db, db_lo, u_0, u_1, u_2 = slope_edges(row, 0, edge_capacity, geometry, basis, slope, edge_capacity, KB, BE)
             b, b_lo, db, db_lo, u_0, u_1, u_2 = together(b, b_lo, db, db_lo, u_0, u_1, u_2)
             filters = together(*filters)
             inside = tl.arange(0, BE) < count
-            i = tl.where(inside, i, 0)
+            i, ahead = known(0, count, i, BE), known(BE, count, ahead, BE)
             b, b_lo, db, db_lo = only(0, count, (b, b_lo, db, db_lo), BE)
             w_s, w_vs, w_vv, r_s, r_vs, r_vv = filters
             ready = finished(
@@ -475,25 +496,26 @@ def message_backward(
             factor = tl.load(x_vv + row * F + c)
             previous_kernel()
             past_0, past_1, past_2 = load_vector(g + past, F)
-            edges = (e, inside, i, b, b_lo, db, db_lo, u_0, u_1, u_2)
-            sums = message_gradients(pair_gradient, sums, own, edges, ready, filters, g, c, slice, F, C, BE, ADD)
+            edges = (e, inside, b, b_lo, db, db_lo, u_0, u_1, u_2)
+            sums = message_gradients(pair_gradient, sums, own, i, edges, ready, filters, g, c, slice, F, C, BE, ADD)
             start = BE
         for at in range(start, count, BE):
-            edges = slope_edges(row, at, count, neighbors, geometry, basis, slope, edge_capacity, KB, BE)
-            sums = message_gradients(pair_gradient, sums, own, edges, None, filters, g, c, slice, F, C, BE, ADD)
+            i, ahead = ahead, load_neighbors(neighbors, row, at + BE, count, edge_capacity, BE)
+            edges = slope_edges(row, at, count, geometry, basis, slope, edge_capacity, KB, BE)
+            sums = message_gradients(pair_gradient, sums, own, i, edges, None, filters, g, c, slice, F, C, BE, ADD)
         if TILE > 1:
             v_0, v_1, v_2 = load_vector(v + row * (3 * F) + c, F)
             factor = tl.load(x_vv + row * F + c)
             past_0, past_1, past_2 = load_vector(g + past, F)
         g_s, g_vs, g_0, g_1, g_2 = sums
-        sum_0, sum_1, sum_2 = UNSCALE * tl.sum(g_0, 0), UNSCALE * tl.sum(g_1, 0), UNSCALE * tl.sum(g_2, 0)
-        out_x = g_x + row * (3 * F) + c
-        tl.store(out_x, UNSCALE * tl.sum(g_s, 0))
-        tl.store(out_x + F, UNSCALE * tl.sum(g_vs, 0))
-        tl.store(out_x + 2 * F, sum_0 * v_0 + sum_1 * v_1 + sum_2 * v_2)
-        tl.store(g_out + past, past_0 + factor * sum_0)
-        tl.store(g_out + past + F, past_1 + factor * sum_1)
-        tl.store(g_out + past + 2 * F, past_2 + factor * sum_2)
+        sum_0, sum_1, sum_2 = tl.sum(g_0, 0) * UNSCALE, tl.sum(g_1, 0) * UNSCALE, tl.sum(g_2, 0) * UNSCALE
+        of_x = sum_0 * v_0 + sum_1 * v_1 + sum_2 * v_2
+        # In one store, as what is written of an edge: each on its own would go through shared memory, and in parts of what L2 keeps together.
+        values = stack((tl.sum(g_s, 0) * UNSCALE, tl.sum(g_vs, 0) * UNSCALE, of_x, past_0 + factor * sum_0, past_1 + factor * sum_1,
+                        past_2 + factor * sum_2, of_x, of_x))
+        part, c_k = tl.arange(0, 8)[None, :], c[:, None]
+        out = tl.where(part < 3, g_x + row * (3 * F) + part * F, g_out + row * (4 * F) + (part - 2) * F) + c_k
+        tl.store(out, tl.reshape(values, (C, 8)), mask=(part < 6) & (c_k < F))
     previous_kernel()
 
 
@@ -544,6 +566,7 @@ def message_first_merged_backward(
     SUMMANDS: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, ONLY: tl.constexpr, EPSILON: tl.constexpr,
 ):
     """message_first_backward from what update_merged_backward gives, as update_mix_merged_backward."""
+    next_kernel()
     ACROSS: tl.constexpr = 4 * SKP // BN
     row, c = place(ACROSS, BM, BN)
     block = tl.program_id(0) % ACROSS // (SKP // BN)

@@ -2,7 +2,8 @@
 
 Vectors are r_ij = x_j + shift - x_i in float64. Every step of their computation is odd (differences, products, a rounding that is
 the same for both signs), so the two directions of a pair have exactly opposite vectors, the same distance to the last bit, and are
-kept or dropped together: that each edge has its reverse rests on it. No result depends on the order in which programs run.
+kept or dropped together: that each edge has its reverse rests on it. No result depends on the order in which programs run, and nobody
+looks at flags and counts before the kernel has ended: so atomics are relaxed, others would wait for all that the program has written.
 """
 
 from typing import Any, Dict, List, Sequence
@@ -11,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .box_triton import box_row, inverse_rows
-from .caller_triton import is_null, load_caller_box, load_position
+from .caller_triton import guess_positions, inverse_of_cell, is_null, load_caller_cell, settle_positions
 from .launch_triton import previous_kernel
 
 SKIN = 1.0
@@ -37,7 +38,7 @@ def _round(x):
 def _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, caller_i, caller_j, neighbors, geometry, distance, reverse,
                  edge_capacity, BLOCK: tl.constexpr):
     """Writes the edges of one block of candidates at their places in the row, and reports atoms at the same place. Returns where, whether
-    there is one, its distance and its unit vector."""
+    there is one, its distance, one over it and its unit vector."""
     fits = keep & (place < edge_capacity)
     e = row.to(tl.int64) * edge_capacity + place
     inverse = tl.math.rsqrt(tl.maximum(square, 1e-290))
@@ -52,8 +53,8 @@ def _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, caller_i
     # Flags 4 and 5 as one number of 64 bits, so that the two indices are those of one pair.
     pair = (caller_j.to(tl.int64) + 1) * 4294967296 + caller_i.to(tl.int64) + 1
     both = flags.to(tl.pointer_type(tl.int64), bitcast=True) + 2 + tl.zeros([BLOCK], tl.int32)
-    tl.atomic_max(both, pair, mask=keep & (square < _COINCIDENT))
-    return e, fits, d, u0, u1, u2
+    tl.atomic_max(both, pair, mask=keep & (square < _COINCIDENT), sem="relaxed")
+    return e, fits, d, inverse, u0, u1, u2
 
 
 @triton.jit
@@ -82,28 +83,36 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
     Returns how many candidates and how many edges there are, and of the last block of candidates, a thread each, what
     filter_triton.radial_block wants to know.
     """
-    x, y, z = load_position(row, True, positions, caller_positions, caller_atoms, length, narrow)
+    width1, width2 = 2 * n1 + 1, 2 * n2 + 1
+    per_atom = (2 * n0 + 1) * width1 * width2
+    candidates = (end - start) * per_atom
+    limit = tl.minimum(candidates, candidate_capacity)
+    lane = tl.arange(0, BLOCK)
+    # All that the first block needs is loaded before anything is made of it: one latency, not four.
+    met = lane + start
+    if per_atom > 1:
+        met = lane // per_atom + start
+    guess = guess_positions(row, True, positions, caller_positions, caller_atoms, narrow)
+    atom_j, p_0, p_1, p_2 = guess_positions(met, lane < limit, positions, caller_positions, caller_atoms, narrow)
+    known = tl.load(elements + met, mask=lane < limit, other=-1)
     a0, a1, a2 = box_row(boxes, b, 0)
     b0, b1, b2 = box_row(boxes, b, 3)
     c0, c1, c2 = box_row(boxes, b, 6)
     u0, u1, u2 = box_row(boxes, b, 9)
     v0, v1, v2 = box_row(boxes, b, 12)
     w0, w1, w2 = box_row(boxes, b, 15)
+    cell = load_caller_cell(caller_box, narrow, length)
+    tl.debug_barrier()  # the assembler moves loads behind those that wait for others, but not across this
+    x, y, z = settle_positions(guess, row, True, caller_positions, length, narrow)
     if is_null(caller_box) == 0:
-        cell, inverse_cell = load_caller_box(caller_box, narrow, length)
         a0, a1, a2, b0, b1, b2, c0, c1, c2 = cell
-        u0, u1, u2, v0, v1, v2, w0, w1, w2 = inverse_cell
+        u0, u1, u2, v0, v1, v2, w0, w1, w2 = inverse_of_cell(*cell)
     uu, vv, ww = u0 * u0 + u1 * u1 + u2 * u2, v0 * v0 + v1 * v1 + v2 * v2, w0 * w0 + w1 * w1 + w2 * w2
     square_limit = limit_d * limit_d
-    width1, width2 = 2 * n1 + 1, 2 * n2 + 1
-    per_atom = (2 * n0 + 1) * width1 * width2
-    candidates = (end - start) * per_atom
-    limit = tl.minimum(candidates, candidate_capacity)
     itself = (row - start) * per_atom + per_atom // 2
-    lane = tl.arange(0, BLOCK)
     count = 0
     zero = tl.zeros([BLOCK], tl.float32)
-    e, inside, d, e_0, e_1, e_2, z_j = lane.to(tl.int64), lane < 0, zero.to(tl.float64), zero, zero, zero, lane
+    e, inside, d, inverse, e_0, e_1, e_2, z_j = lane.to(tl.int64), lane < 0, zero.to(tl.float64), zero.to(tl.float64), zero, zero, zero, lane
     for first in range(0, limit, BLOCK):
         c = first + lane
         valid = c < limit
@@ -112,9 +121,11 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
         if per_atom > 1:
             j = c // per_atom + start
             m = c % per_atom
-        dx, dy, dz = load_position(j, valid, positions, caller_positions, caller_atoms, length, narrow)
+        if first > 0:
+            atom_j, p_0, p_1, p_2 = guess_positions(j, valid, positions, caller_positions, caller_atoms, narrow)
+            known = tl.load(elements + j, mask=valid, other=-1)
+        dx, dy, dz = settle_positions((atom_j, p_0, p_1, p_2), j, valid, caller_positions, length, narrow)
         dx, dy, dz = dx - x, dy - y, dz - z
-        known = tl.load(elements + j, mask=valid, other=-1)
         if uu + vv + ww != 0:
             k, m2 = m // width2, m % width2
             s0 = (k // width1 - n0) - _round(u0 * dx + u1 * dy + u2 * dz)
@@ -128,24 +139,24 @@ def search_row(row, n_local, b, element, start, end, n0, n1, n2, limit_d, seen0,
         place = count + tl.cumsum(keep.to(tl.int32), 0) - 1
         tl.store(slot + row.to(tl.int64) * candidate_capacity + c, tl.where(keep & (place < edge_capacity), place, -1), mask=valid)
         other = (row - start) * per_atom + per_atom - 1 - m
-        e, inside, d, e_0, e_1, e_2 = _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, row + lane * 0, j, neighbors,
+        e, inside, d, inverse, e_0, e_1, e_2 = _store_edges(keep, place, row, j, dx, dy, dz, square, other, flags, row + lane * 0, j, neighbors,
                                                    geometry, distance, reverse, edge_capacity, BLOCK)
-        d, z_j = tl.where(inside, d, 1.0), tl.where(inside, known, -1)
+        d, inverse, z_j = tl.where(inside, d, 1.0), tl.where(inside, inverse, 1.0), tl.where(inside, known, -1)
         count += tl.sum(keep.to(tl.int32), 0)
     tl.store(order + row, row)
     tl.store(species + row, element)
     tl.store(edge_count + row, tl.minimum(count, edge_capacity))
-    tl.atomic_max(flags, count, mask=count > seen0)
+    tl.atomic_max(flags, count, mask=count > seen0, sem="relaxed")
     if row == start:
-        tl.atomic_max(flags + 1, candidates, mask=candidates > seen1)
+        tl.atomic_max(flags + 1, candidates, mask=candidates > seen1, sem="relaxed")
         # n must be at least floor(cutoff |inverse row| + 1/2); the host rounds too, so a difference in the last digits is none.
         h0, h1, h2 = n0 + 0.5, n1 + 0.5, n2 + 0.5
         reach = square_limit * (1.0 - 1e-12)
         # Written so that a box that is not finite has too few as well, and the host looks at it.
         enough = (h0 * h0 >= reach * uu) & (h1 * h1 >= reach * vv) & (h2 * h2 >= reach * ww)
-        tl.atomic_max(flags + 6, b + 1, mask=enough == 0)
-    tl.atomic_max(flags + 3, row + 1, mask=(x + y + z) * 0.0 != 0.0)
-    return candidates, count, (e, inside, d, e_0, e_1, e_2, z_j)
+        tl.atomic_max(flags + 6, b + 1, mask=enough == 0, sem="relaxed")
+    tl.atomic_max(flags + 3, row + 1, mask=(x + y + z) * 0.0 != 0.0, sem="relaxed")
+    return candidates, count, (e, inside, d, inverse, e_0, e_1, e_2, z_j)
 
 
 @triton.jit
@@ -164,7 +175,7 @@ def moved(counts, positions, boxes, reference_positions, reference_box, flags, r
         square += d * d
         total += x
     finite = total * 0.0 == 0.0
-    tl.atomic_max(flags + 3 + atom * 0, atom + 1, mask=valid & (finite == 0))
+    tl.atomic_max(flags + 3 + atom * 0, atom + 1, mask=valid & (finite == 0), sem="relaxed")
     # Written so that a reference that is not a number asks for a list too.
     other = valid & finite & ((square <= 0.25 * _SKIN * _SKIN) == 0)
     if tl.max(other.to(tl.int32), 0) > 0:
@@ -205,7 +216,7 @@ def grid(counts, positions, starts, boxes, cutoff, rebuild, reference_box, grid_
     c0, c1, c2 = box_row(boxes, b, 6)
     # Bins must be numbers: a box that is not finite counts as none, and the host looks at it.
     finite = (a0 + a1 + a2 + b0 + b1 + b2 + c0 + c1 + c2) * 0.0 == 0.0
-    tl.atomic_max(flags + 6, b + 1, mask=finite == 0)
+    tl.atomic_max(flags + 6, b + 1, mask=finite == 0, sem="relaxed")
     a0, a1, a2 = tl.where(finite, a0, 0.0), tl.where(finite, a1, 0.0), tl.where(finite, a2, 0.0)
     b0, b1, b2 = tl.where(finite, b0, 0.0), tl.where(finite, b1, 0.0), tl.where(finite, b2, 0.0)
     c0, c1, c2 = tl.where(finite, c0, 0.0), tl.where(finite, c1, 0.0), tl.where(finite, c2, 0.0)
@@ -300,8 +311,8 @@ def bin_count(counts, positions, structure, starts, grid_axes, grid_bins, rebuil
     bin2, wrap2, near2, n2 = _place(grid_axes, grid_bins, b, 2, x, y, z, valid)
     near = near0 & near1 & near2
     bin = tl.load(starts + b, mask=valid, other=0) + (bin0 * n1 + bin1) * n2 + bin2
-    tl.atomic_add(bin_atoms + bin, 1, mask=valid)
-    tl.atomic_max(flags + 3 + atom * 0, atom + 1, mask=valid & (near == 0))
+    tl.atomic_add(bin_atoms + bin, 1, mask=valid, sem="relaxed")
+    tl.atomic_max(flags + 3 + atom * 0, atom + 1, mask=valid & (near == 0), sem="relaxed")
     tl.store(bin_of + atom, bin, mask=valid)
     tl.store(wrap + at, wrap0, mask=valid)
     tl.store(wrap + at + 1, wrap1, mask=valid)
@@ -338,7 +349,7 @@ def bin_fill(counts, rebuild, bin_of, bin_end, bin_atoms, binned, BLOCK: tl.cons
     atom = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = atom < tl.load(counts + 1)
     bin = tl.load(bin_of + atom, mask=valid, other=0)
-    place = tl.load(bin_end + bin, mask=valid, other=0) - tl.atomic_add(bin_atoms + bin, -1, mask=valid)
+    place = tl.load(bin_end + bin, mask=valid, other=0) - tl.atomic_add(bin_atoms + bin, -1, mask=valid, sem="relaxed")
     tl.store(binned + place, atom, mask=valid)
 
 
@@ -520,8 +531,8 @@ def pairs_list(counts, structure, boxes, cutoff, flags, order, wrapped, list_cou
                      reverse, edge_capacity, BLOCK)
         count += tl.sum(keep.to(tl.int32), 0)
     tl.store(edge_count + row, tl.minimum(count, edge_capacity))
-    tl.atomic_max(flags, count, mask=count > seen0)
-    tl.atomic_max(flags + 1, candidates, mask=candidates > seen1)
+    tl.atomic_max(flags, count, mask=count > seen0, sem="relaxed")
+    tl.atomic_max(flags + 1, candidates, mask=candidates > seen1, sem="relaxed")
 
 
 def search_buffers(plan) -> None:

@@ -11,7 +11,7 @@ import triton.language as tl
 from .dense_triton import (
     UNSCALE, halves, halves_product, place, product, silu, silu_slope, store_hidden, unscaled_halves, unscaled_product, weights,
 )
-from .launch_triton import previous_kernel, together
+from .launch_triton import next_kernel, previous_kernel, together
 
 
 @triton.jit
@@ -401,6 +401,7 @@ def update_mix_merged_backward(
     All else is of two kernels before, so that only the norms are left to be waited for; but for the LAST layer, whose gradient is of the
     kernel before.
     """
+    next_kernel()
     row, c = place(3 * F // BN, BM, BN)
     axis = tl.program_id(0) % (3 * F // BN) // (F // BN)
     k = tl.arange(0, F)

@@ -14,7 +14,7 @@ from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
 LOADS = {
     "load", "weights", "load_vector", "load_sum", "filter_weights", "load_fours", "box_row", "_failed", "load_mix", "moment_weights",
-    "from_moments", "row_edges", "message_sums", "slope_edges", "load_numbers", "load_position", "load_caller_box", "bounds", "moment_rows",
+    "from_moments", "row_edges", "message_sums", "slope_edges", "load_neighbors", "load_numbers", "guess_positions", "settle_positions", "load_caller_cell", "bounds", "moment_rows",
     "of_element", "rows_of", "load_edges", "_virials_and_energies",
 }  # fmt: skip
 POINTERS = {  # first of the arguments, None: all; else one
@@ -33,7 +33,8 @@ def callee(node):
 
 
 class Accesses:
-    """Parameters of a kernel that are read before it waits, and that it writes at all. constants: of its launch."""
+    """Parameters of a kernel that are read before it waits, and that it writes at all; whether it lets the next one start before it waits.
+    constants: of its launch."""
 
     def __init__(self, function, constants=None):
         self.constants = constants or {}
@@ -41,6 +42,7 @@ class Accesses:
         definition = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef))
         self.from_parameters = {a.arg: {a.arg} for a in definition.args.args}  # pointers derived from parameters
         self.early, self.written, self.early_stores = set(), set(), False
+        self.starts_next = any(callee(n) == "next_kernel" for n in ast.walk(definition))
         self.waits = self.block(definition.body, True)
 
     def sources(self, *nodes):
@@ -113,9 +115,9 @@ def sequences():
 
 
 def test_kernels_read_early_only_what_is_there():
-    seen = set()
+    seen, started_early = set(), set()
     for run in sequences():
-        for before, kernel in zip(run, run[1:]):
+        for oldest, before, kernel in zip([None, *run], run, run[1:]):
             name, arguments, accesses = kernel
             seen.add(name)
             written = {before[1][p] for p in before[2].written if p in before[1]}
@@ -123,7 +125,12 @@ def test_kernels_read_early_only_what_is_there():
             assert accesses.waits, f"{name} does not wait on every path"
             assert not accesses.early_stores, f"{name} writes before it has waited"
             assert not written & early, f"{name} reads {written & early} before {before[0]} has ended, which writes it"
+            if before[2].starts_next and oldest:
+                written = {oldest[1][p] for p in oldest[2].written if p in oldest[1]}
+                assert not written & early, f"{name} reads {written & early} before {oldest[0]} has ended: {before[0]} lets it start"
+                started_early.add(name)
     assert {"update_backward.large", "update_mix_merged_backward.small", "message.small", "forces.small", "total.energy.small", "pairs_list"} <= seen
+    assert started_early == {"message.small", "message_backward.small", "message_backward.add.small", "edge_gradient.small"}
 
 
 @pytest.mark.parametrize("body, message", [
