@@ -86,6 +86,27 @@ def basis_of(k: tl.constexpr, K: tl.constexpr, sine, cosine, inverse, f, df, wav
 
 
 @triton.jit
+def basis_columns(d, inverse, f, df, wave, sine_1, cosine_1, gaussians, K: tl.constexpr, N: tl.constexpr):
+    """N columns of the radial basis and as many of its derivative, zero from K on. sine_1, cosine_1: of pi d / rc, else as basis_of and gaussian_of."""
+    sine, cosine = sine_1, cosine_1
+    # From the one before the last: half as long a chain of numbers that wait for each other.
+    sine_2, cosine_2 = next_wave(sine_1, cosine_1, sine_1, cosine_1)
+    next_sine, next_cosine = sine_2, cosine_2
+    b, db = (), ()
+    for k in tl.static_range(N):
+        one, one_slope = f * 0.0, f * 0.0
+        if k < K:
+            if gaussians is None:
+                one, one_slope = basis_of(k, K, sine, cosine, inverse, f, df, wave)
+                after_sine, after_cosine = next_wave(sine, cosine, sine_2, cosine_2)
+                sine, cosine, next_sine, next_cosine = next_sine, next_cosine, after_sine, after_cosine
+            else:
+                one, one_slope = gaussian_of(k, gaussians, d, f, df)
+        b, db = b + (one,), db + (one_slope,)
+    return b, db
+
+
+@triton.jit
 def stack(columns):
     """[N, 2, 2, ...] of a tuple of columns [N], a power of two of them."""
     if len(columns) == 1:
@@ -139,21 +160,7 @@ def radial_block(
     energy += tl.where(close, value, 0.0)
     tl.store(repulsion_slope + e, tl.where(close, derivative, 0.0).to(tl.float32), mask=inside)
     f, df, inverse = (w * f64).to(tl.float32), (w * df64 * scale + dw * f64).to(tl.float32), inverse64.to(tl.float32)
-    sine, cosine = sine_1, cosine_1
-    # From the one before the last: half as long a chain of numbers that wait for each other.
-    sine_2, cosine_2 = next_wave(sine_1, cosine_1, sine_1, cosine_1)
-    next_sine, next_cosine = sine_2, cosine_2
-    b, db = (), ()
-    for m in tl.static_range(KB):
-        one, one_slope = f * 0.0, f * 0.0
-        if m < K:
-            if gaussians is None:
-                one, one_slope = basis_of(m, K, sine, cosine, inverse, f, df, wave)
-                after_sine, after_cosine = next_wave(sine, cosine, sine_2, cosine_2)
-                sine, cosine, next_sine, next_cosine = next_sine, next_cosine, after_sine, after_cosine
-            else:
-                one, one_slope = gaussian_of(m, gaussians, d, f, df)
-        b, db = b + (one,), db + (one_slope,)
+    b, db = basis_columns(d, inverse, f, df, wave, sine_1, cosine_1, gaussians, K, KB)
     store_halves(basis, e, b, inside, BE, KB, STEP)
     store_halves(slope, e, db, inside, BE, KB, STEP)
     hi, lo = pair_of_halves(b, BE, KB)

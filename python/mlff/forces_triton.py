@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .caller_triton import is_null
 from .dense_triton import GRADIENT
-from .filter_triton import basis_of, cosine_cutoff, envelope, first_wave, gaussian_of, next_wave, stack, switch
+from .filter_triton import basis_columns, cosine_cutoff, envelope, first_wave, stack, switch
 from .launch_triton import finished, previous_kernel
 from .plan import SMALL
 
@@ -71,18 +71,7 @@ def edge_gradient(
         w, dw = switch(d.to(tl.float32), tl.load(pair_table + (z_i * S + z) * 3 + 2).to(tl.float32))
         f, df = w * f, w * df + dw * f
         sine_1, cosine_1 = first_wave(x)
-        sine, cosine = sine_1, cosine_1
-        sine_2, cosine_2 = next_wave(sine_1, cosine_1, sine_1, cosine_1)
-        next_sine, next_cosine = sine_2, cosine_2
-        b, db = (), ()
-        for k in tl.static_range(K):
-            if gaussians is None:
-                one, one_slope = basis_of(k, K, sine, cosine, inverse, f, df, wave)
-                after_sine, after_cosine = next_wave(sine, cosine, sine_2, cosine_2)
-                sine, cosine, next_sine, next_cosine = next_sine, next_cosine, after_sine, after_cosine
-            else:
-                one, one_slope = gaussian_of(k, gaussians, d, f, df)
-            b, db = b + (one,), db + (one_slope,)
+        b, db = basis_columns(d, inverse, f, df, wave, sine_1, cosine_1, gaussians, K, K)
         finished(*b, *db)
         previous_kernel()
         m = g_moments + i.to(tl.int64) * (4 * SKP) + z * K
