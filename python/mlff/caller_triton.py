@@ -23,8 +23,8 @@ def load_numbers(caller, at, narrow, mask):
 
 @triton.jit
 def guess_positions(row, mask, positions, caller_positions, caller_atoms, narrow):
-    """What :func:`settle_positions` wants to know of rows. Mostly all atoms are the model's, in the caller's order: so the same rows of the caller, which
-    has no fewer, are read beside the numbers of the rows that it should be, and not after these."""
+    """What :func:`settle_positions` wants to know of rows. Mostly all atoms are the model's, in the caller's order: so the same rows of the
+    caller, which has no fewer, are read beside the numbers of the rows that it should be, and not after these."""
     given = is_null(caller_positions) == 0
     atom = tl.load(caller_atoms + row, mask=mask & given, other=0)
     x, y, z = _load_vector(tl.where(given, caller_positions, positions), row, narrow & given, mask)

@@ -87,7 +87,8 @@ def basis_of(k: tl.constexpr, K: tl.constexpr, sine, cosine, inverse, f, df, wav
 
 @triton.jit
 def basis_columns(d, inverse, f, df, wave, sine_1, cosine_1, gaussians, K: tl.constexpr, N: tl.constexpr):
-    """N columns of the radial basis and as many of its derivative, zero from K on. sine_1, cosine_1: of pi d / rc, else as basis_of and gaussian_of."""
+    """N columns of the radial basis and as many of its derivative, zero from K on. sine_1, cosine_1: of pi d / rc; the others as basis_of
+    and gaussian_of have them."""
     sine, cosine = sine_1, cosine_1
     # From the one before the last: half as long a chain of numbers that wait for each other.
     sine_2, cosine_2 = next_wave(sine_1, cosine_1, sine_1, cosine_1)
@@ -139,8 +140,8 @@ def radial_block(
     e, inside, d, inverse64, u0, u1, u2, z_i, z_j, scale, energy, sums, pair_table, basis, slope, repulsion_slope, gaussians, S: tl.constexpr,
     K: tl.constexpr, KB: tl.constexpr, ROWS: tl.constexpr, BE: tl.constexpr, COSINE: tl.constexpr, STEP: tl.constexpr,
 ):
-    """What radial says of BE edges e with distances d and 1 / d, unit vectors u and elements z_j of the neighbours, -1 where there is no edge. Returns
-    energy [BE] and sums [ROWS, KB], the moments, with what these add to them."""
+    """What radial says of BE edges e with distances d and 1 / d, unit vectors u and elements z_j of the neighbours, -1 where there is no edge.
+    Returns energy [BE] and sums [ROWS, KB], the moments, with what these add to them."""
     wave = (3.141592653589793 * scale).to(tl.float32)
     row = tl.arange(0, ROWS)
     axis, z = (row // S)[:, None], (row % S)[:, None]

@@ -296,18 +296,12 @@ def row_edges(row, start, limit, geometry, basis, edge_capacity, KB: tl.constexp
 
 @triton.jit
 def only(start, count, rows, BE: tl.constexpr):
-    """Rows [BE, ..] of a block of edges, zero beyond the count, where they have been loaded without waiting for it."""
-    inside = (start + tl.arange(0, BE) < count)[:, None]
+    """Numbers [BE] or rows [BE, ..] of a block of edges, zero beyond the count, where they have been loaded without waiting for it."""
+    inside = start + tl.arange(0, BE) < count
     kept = ()
     for k in tl.static_range(len(rows)):
-        kept = kept + (tl.where(inside, rows[k], 0),)
+        kept = kept + (tl.where(inside if len(rows[k].shape) == 1 else inside[:, None], rows[k], 0),)
     return kept
-
-
-@triton.jit
-def known(start, count, j, BE: tl.constexpr):
-    """only, of neighbours [BE]."""
-    return tl.where(start + tl.arange(0, BE) < count, j, 0)
 
 
 @triton.jit
@@ -364,9 +358,9 @@ def message(
             b_next, b_lo_next, u_3, u_4, u_5 = row_edges(row, BE, edge_capacity, geometry, basis, edge_capacity, KB, BE)
             b, b_lo, u_0, u_1, u_2, b_next, b_lo_next, u_3, u_4, u_5 = together(b, b_lo, u_0, u_1, u_2, b_next, b_lo_next, u_3, u_4, u_5)
             filters = together(*filters)
-            j, j_next, ahead = known(0, count, j, BE), known(BE, count, j_next, BE), known(2 * BE, count, ahead, BE)
-            b, b_lo = only(0, count, (b, b_lo), BE)
-            b_next, b_lo_next = only(BE, count, (b_next, b_lo_next), BE)
+            j, b, b_lo = only(0, count, (j, b, b_lo), BE)
+            j_next, b_next, b_lo_next = only(BE, count, (j_next, b_next, b_lo_next), BE)
+            (ahead,) = only(2 * BE, count, (ahead,), BE)
             f_s, f_vs, f_vv = message_filters(b, b_lo, filters, C, BE)
             f_s_next, f_vs_next, f_vv_next = message_filters(b_next, b_lo_next, filters, C, BE)
             f_s, f_vs, f_vv, f_s_next, f_vs_next, f_vv_next = finished(f_s, f_vs, f_vv, f_s_next, f_vs_next, f_vv_next)
@@ -411,8 +405,8 @@ def message_gradients(
 ):
     """sums with the gradients of some messages added, and the gradients of their edges written.
 
-    sums: of g_s w_s, -(u.g_v) w_vs and g_v w_vv. own: what the row sent. i: neighbours [BE]. edges: what slope_edges gives. ready: the filters and their slopes, if
-    they have been made; where they take too many registers they are made one by one (None).
+    sums: of g_s w_s, -(u.g_v) w_vs and g_v w_vv. own: what the row sent. i: neighbours [BE]. edges: what slope_edges gives. ready: the
+    filters and their slopes, if they have been made; where they take too many registers they are made one by one (None).
     """
     g_s, g_vs, g_0, g_1, g_2 = sums
     x_s, x_vs, x_0, x_1, x_2 = own
@@ -484,8 +478,8 @@ def message_backward(
             b, b_lo, db, db_lo, u_0, u_1, u_2 = together(b, b_lo, db, db_lo, u_0, u_1, u_2)
             filters = together(*filters)
             inside = tl.arange(0, BE) < count
-            i, ahead = known(0, count, i, BE), known(BE, count, ahead, BE)
-            b, b_lo, db, db_lo = only(0, count, (b, b_lo, db, db_lo), BE)
+            i, b, b_lo, db, db_lo = only(0, count, (i, b, b_lo, db, db_lo), BE)
+            (ahead,) = only(BE, count, (ahead,), BE)
             w_s, w_vs, w_vv, r_s, r_vs, r_vv = filters
             ready = finished(
                 filter_product(b, b_lo, w_s, r_s, BE, C), filter_product(db, db_lo, w_s, r_s, BE, C),

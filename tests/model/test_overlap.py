@@ -14,8 +14,8 @@ from mlff.plan import CUDA_SCALARS, cuda_plan  # noqa: E402
 
 LOADS = {
     "load", "weights", "load_vector", "load_sum", "filter_weights", "load_fours", "box_row", "_failed", "load_mix", "moment_weights",
-    "from_moments", "row_edges", "message_sums", "slope_edges", "load_neighbors", "load_numbers", "guess_positions", "settle_positions", "load_caller_cell", "bounds", "moment_rows",
-    "of_element", "rows_of", "load_edges", "_virials_and_energies",
+    "from_moments", "row_edges", "message_sums", "slope_edges", "load_neighbors", "load_numbers", "guess_positions", "settle_positions",
+    "load_caller_cell", "bounds", "moment_rows", "of_element", "rows_of", "load_edges", "_virials_and_energies",
 }  # fmt: skip
 POINTERS = {  # first of the arguments, None: all; else one
     "store_hidden": 2, "load_mix": 2, "search_row": None, "radial_block": None, "store_row": None, "from_moments": None, "row_edges": None, "message_sums": None,
